@@ -1,0 +1,1 @@
+"""TerraFM runs; `base` documents every key."""

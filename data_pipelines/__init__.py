@@ -1,0 +1,1 @@
+"""From raw archives to batches: sources, samples, recipes, loader. Knows nothing of models and never imports JAX."""

@@ -1,0 +1,200 @@
+"""From samples to batches: sharded by process, shuffled, endless, and resumable at one integer.
+
+The stream is a pure function of (source, recipe, indices, seed): its element at a position does not depend on the
+batch size, the number of processes or threads, or what was read before. Therefore the position alone restores it.
+"""
+
+import contextlib
+import math
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Protocol, Self
+
+import grain
+import grain.experimental
+import grain.sharding
+import numpy as np
+from absl import flags
+
+from data_pipelines.errors import DataError
+from data_pipelines.recipes.spec import ArraySpec
+from data_pipelines.sample import Sample
+from data_pipelines.sources import Source
+
+_STATE_KEY = "global_next_index"  # of Grain's elastic iterator
+_SUBSTITUTES = 16  # how many other samples stand in for an unreadable one before the data counts as broken
+_ORDER_STREAM, _SUBSTITUTE_STREAM = 0x04DE4, 0x5AB5  # keep these draws apart from each other and from a recipe's
+_EPOCHS_KEPT = 4  # permutations in memory: threads that read ahead may be in the next epoch already
+_BUFFER_BYTES = 2 << 30  # of batches that wait for the device
+
+
+class Recipe(Protocol):
+    """What one example of a batch is."""
+
+    @property
+    def batch_spec(self) -> Mapping[str, ArraySpec]:
+        """Names, shapes, dtypes and units of an example."""
+
+    def __call__(self, sample: Sample, position: int) -> dict[str, np.ndarray]:
+        """Make an example; all randomness is a function of the position."""
+
+
+class Loader:
+    """Iterates this process's part of each global batch, endlessly.
+
+    A sample that cannot be read is replaced by another, drawn from (seed, position), and named in `failures`.
+
+    Args:
+        source: where samples are read, by several threads at once (`sources.cached` keeps what fits into memory).
+        recipe: makes an example of a sample and its position in the global stream.
+        indices: (n,) positions of the samples to use; an epoch is one shuffled pass over them.
+        batch_size: global, over all processes.
+        seed: of the order and of the substitutes.
+        process_index, process_count: this process among all.
+        start: position to begin at, as `position` gave it.
+        strict: raise on an unreadable sample instead of replacing it.
+        threads: that read and transform whole batches in parallel; 0 works in the caller's.
+
+    Raises:
+        DataError: if there are no samples, the batch does not divide, or (on iteration) nothing can be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        start: int = 0,
+        strict: bool = False,
+        threads: int = 4,
+    ):
+        indices = np.asarray(indices, np.int64)
+        if not len(indices):
+            raise DataError(f"no samples of {source.name} to load; the split or the filters left none")
+        if batch_size < 1 or batch_size % process_count:
+            raise DataError(f"batch_size {batch_size} does not divide among {process_count} processes; change it")
+        if not flags.FLAGS.is_parsed():  # Grain reads its flags outside absl's main too
+            flags.FLAGS.mark_as_parsed()
+        self.batch_size = batch_size
+        self._reader = _Reader(source, indices, seed, strict)
+        # The stream is a function of the position. Grain's own shuffle is not used: it costs milliseconds an element
+        # where samples are few (it walks a 16-bit cipher until it falls on one of them).
+        stream = grain.MapDataset.range(sys.maxsize).map(_Stream(_Order(indices, seed), self._reader, recipe))
+        local = batch_size // process_count
+        self._iterator = grain.experimental.ElasticIterator(
+            stream,
+            batch_size,
+            grain.sharding.ShardOptions(process_index, process_count),
+            read_options=grain.ReadOptions(threads, _buffered(recipe.batch_spec, local, threads)),
+        )
+        self._iterator.set_state({_STATE_KEY: int(start)})
+        # Grain's threads must end before the interpreter does, also where nobody closes the loader.
+        self._finalizer = weakref.finalize(self, self._iterator.close)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """This process's part of the next global batch: name -> (local batch, ...)."""
+        return next(self._iterator)
+
+    @property
+    def position(self) -> int:
+        """Examples of the global stream that were handed out by all processes together."""
+        return int(self._iterator.get_state()[_STATE_KEY])
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Key of each unreadable sample met so far by this process -> why."""
+        return dict(self._reader.failures)
+
+    def close(self) -> None:
+        """Stop reading ahead; iteration ends here."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Order:
+    """Which sample comes at a position: each epoch is one permutation of the indices, drawn from (seed, epoch)."""
+
+    def __init__(self, indices: np.ndarray, seed: int):
+        self._indices, self._seed = indices, seed
+        self._lock = threading.Lock()
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def __call__(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self._indices))
+        with self._lock:
+            if epoch not in self._epochs:
+                while len(self._epochs) >= _EPOCHS_KEPT:
+                    self._epochs.pop(next(iter(self._epochs)))
+                rng = np.random.default_rng([self._seed, epoch, _ORDER_STREAM])
+                self._epochs[epoch] = rng.permutation(self._indices)
+            return int(self._epochs[epoch][offset])
+
+
+class _Reader:
+    """Reads samples, remembers the unreadable ones and finds substitutes for them."""
+
+    def __init__(self, source: Source, indices: np.ndarray, seed: int, strict: bool):
+        self.failures: dict[str, str] = {}
+        self._source, self._indices, self._seed, self._strict = source, indices, seed, strict
+
+    def read(self, i: int, position: int) -> Sample:
+        """Sample `i`, or the substitute for it at this position of the stream.
+
+        Raises:
+            DataError: if the loader is strict, or no substitute can be read either.
+        """
+        try:
+            return self._read(i)
+        except DataError as error:
+            if self._strict:
+                raise
+            reason = error
+        rng = np.random.default_rng([self._seed, position, _SUBSTITUTE_STREAM])
+        for other in rng.choice(self._indices, _SUBSTITUTES):
+            with contextlib.suppress(DataError):
+                return self._read(int(other))
+        raise DataError(f"{reason} ({_SUBSTITUTES} substitutes in a row could not be read either)") from reason
+
+    def _read(self, i: int) -> Sample:
+        key = str(self._source.index.keys[i])
+        if key in self.failures:
+            raise DataError(self.failures[key])
+        try:
+            return self._source[i]
+        except DataError as error:
+            self.failures[key] = str(error)
+            raise
+
+
+class _Stream:
+    """Grain's mapped function: position -> example."""
+
+    def __init__(self, order: _Order, reader: _Reader, recipe: Recipe):
+        self._order, self._reader, self._recipe = order, reader, recipe
+
+    def __call__(self, position: int) -> dict[str, np.ndarray]:
+        position = int(position)
+        return self._recipe(self._reader.read(self._order(position), position), position)
+
+
+def _buffered(spec: Mapping[str, ArraySpec], local_batch: int, threads: int) -> int:
+    """Batches to read ahead: one for each thread and one spare, within the memory set aside for them."""
+    if not threads:
+        return 0
+    size = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in spec.values()) * local_batch
+    return max(2, min(threads + 1, _BUFFER_BYTES // max(size, 1)))

@@ -1,0 +1,1 @@
+"""What one batch of each objective is."""

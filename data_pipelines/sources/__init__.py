@@ -1,0 +1,115 @@
+"""Random-access readers of samples, one format a module, opened by name with `open_source`."""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from data_pipelines import grid
+from data_pipelines.errors import DataError
+from data_pipelines.sample import Sample
+
+# Name -> class and the options of `open_source` that it takes. Modules are imported when their source is opened.
+_SOURCES = {
+    "procedural": ("data_pipelines.sources.procedural:ProceduralEarth", ("samples", "tile", "seed", "modalities")),
+    "geotiff": ("data_pipelines.sources.geotiff:GeoTiffSource", ("path", "modalities", "tile", "samples")),
+    "records": ("data_pipelines.sources.records:RecordsSource", ("path", "modalities", "tile", "samples")),
+}
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of every sample without touching pixels: columns of equal length.
+
+    Attributes:
+        keys: unique names, str.
+        lon, lat: centres, degrees, float64.
+        region: `grid.region_of` the centres, int32.
+        split: "train", "val" or "test", str.
+        scene: dominant class, an index into `modalities.SCENE_CLASSES`, int8; -1 where unknown.
+    """
+
+    keys: np.ndarray
+    lon: np.ndarray
+    lat: np.ndarray
+    region: np.ndarray
+    split: np.ndarray
+    scene: np.ndarray
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in vars(self).items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"columns of an index differ in length: {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def at(
+        cls, keys: Sequence[str], lon: np.ndarray, lat: np.ndarray, scene: np.ndarray | None = None, split_seed: int = 0
+    ) -> "Index":
+        """Index of samples at known places; regions and splits follow from them."""
+        lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
+        return cls(
+            keys=np.asarray(keys, dtype=np.str_),
+            lon=lon,
+            lat=lat,
+            region=grid.region_of(lon, lat),
+            split=grid.assign_splits(lon, lat, split_seed),
+            scene=np.full(len(lon), -1, np.int8) if scene is None else np.asarray(scene, np.int8),
+        )
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples by position. Reading is a pure function of the position and safe from several threads."""
+
+    name: str
+    index: Index
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, i: int) -> Sample:
+        """Read sample `i`.
+
+        Raises:
+            DataError: naming the file at fault and the cure.
+        """
+
+
+def open_source(
+    name: str,
+    *,
+    path: str = "",
+    modalities: Sequence[str] | None = None,
+    tile: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """Open a source by name.
+
+    Args:
+        name: "procedural", "geotiff" or "records".
+        path: folder of the data, where the source reads files.
+        modalities: what every sample must have; None takes what there is.
+        tile: side of the tiles in 10 m pixels: made so by the procedural Earth, the least that files may have.
+        samples: size of the procedural Earth; of files, take only the first so many.
+        seed: of the procedural Earth.
+
+    Raises:
+        DataError: if the name is unknown, with the nearest known ones, or the source cannot be opened.
+    """
+    if name not in _SOURCES:
+        near = difflib.get_close_matches(name, _SOURCES, n=2) or tuple(_SOURCES)
+        raise DataError(f"unknown data source {name!r}; did you mean {' or '.join(near)}?")
+    target, takes = _SOURCES[name]
+    module, _, attribute = target.partition(":")
+    options: dict[str, Any] = {"path": path or None, "modalities": modalities, "tile": tile, "samples": samples}
+    given = {option: value for option, value in {**options, "seed": seed}.items() if value is not None}
+    if "path" in takes and not path:
+        raise DataError(f"data source {name!r} needs a path: the folder that holds the data")
+    return getattr(importlib.import_module(module), attribute)(**{k: v for k, v in given.items() if k in takes})

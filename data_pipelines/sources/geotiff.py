@@ -1,0 +1,317 @@
+"""Samples from folders of GeoTIFFs: <path>/<MODALITY>/<key>.tif, one file a modality, all bands at 10 m."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.warp import transform as warp
+
+from data_pipelines import radiometry
+from data_pipelines.errors import DataError
+from data_pipelines.modalities import LAND_COVER, MODALITIES, OCEAN, SCENE_CLASSES, modality
+from data_pipelines.sample import Raster, Sample
+from data_pipelines.sources import Index
+
+_SUFFIXES = (".tif", ".tiff")
+_OVERPASS = ("S2L2A", "S2L1C", "S2RGB", "NDVI")  # products of one Sentinel-2 image share its time
+_OCEAN_WATER = 0.95  # share of water from which a tile at sea level is open sea
+_THREADS = 8  # opening files waits for the disk
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says of itself before its pixels."""
+
+    path: Path
+    bands: int
+    shape: tuple[int, int]
+    epsg: int | None
+    transform: tuple[float, float, float, float, float, float]
+    time: np.datetime64 | None
+
+
+class GeoTiffSource:
+    """Random access to a folder of GeoTIFFs, on native grids and in the modality table's units and dtypes.
+
+    Opening reads headers, and the pixels of LULC and DEM for the index; a sample's pixels are read on access.
+    What the headers show to be wrong (bands, size, coordinates) is refused on opening; what only reading shows
+    (a truncated file, NaN, other units) is refused on access.
+
+    Args:
+        path: folder with one sub-folder a modality.
+        modalities: read these of each sample and require them; None reads what there is.
+        tile: least side of the tiles in pixels; in any case they must all be of one size.
+        samples: take only the first so many, by key.
+
+    Raises:
+        DataError: naming the folder or file at fault and the cure.
+    """
+
+    name = "geotiff"
+
+    def __init__(
+        self,
+        path: str | Path,
+        modalities: Sequence[str] | None = None,
+        tile: int | None = None,
+        samples: int | None = None,
+    ):
+        self._root = Path(path)
+        folders = _modality_folders(self._root)
+        self._used = _required(self._root, folders, modalities)
+        files = {name: _tiffs(folder) for name, folder in folders.items()}
+        keys = sorted(set().union(*(files[name] for name in self._used)))[:samples]
+        if not keys:
+            raise DataError(f"{self._root} holds no .tif files; expected {self._root}/<MODALITY>/<key>.tif")
+        if modalities is not None:
+            _check_present(keys, self._used, files, folders)
+        with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused by name below
+            self._files = [{name: paths[key] for name, paths in files.items() if key in paths} for key in keys]
+            self._headers = list(pool.map(_read_headers, self._files))
+            self._check_headers(tile)
+            scenes = np.asarray(list(pool.map(_scene, self._files)), np.int8)
+        lon, lat = _centres([self._reference(i) for i in range(len(keys))])
+        self.index = Index.at(keys, lon, lat, scenes)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Read sample `i`.
+
+        Raises:
+            DataError: naming the file that cannot be read, holds NaN or contradicts its unit.
+        """
+        headers, files = self._headers[i], self._files[i]
+        rasters = {name: _read_raster(name, files[name], headers) for name in self._used if name in files}
+        reference = self._reference(i)
+        if reference is None or reference.epsg is None:
+            raise DataError(f"{next(iter(files.values()))} could not be read on opening; open the folder again")
+        return Sample(
+            key=str(self.index.keys[i]),
+            rasters=rasters,
+            lon=float(self.index.lon[i]),
+            lat=float(self.index.lat[i]),
+            epsg=reference.epsg,
+            transform=reference.transform,
+            source=self.name,
+            attributes={"scene": int(self.index.scene[i])},
+        )
+
+    def _reference(self, i: int) -> _Header | None:
+        """Header whose grid is the sample's: that of the first modality, in table order, that could be opened."""
+        return next((self._headers[i][name] for name in self._used if name in self._headers[i]), None)
+
+    def _check_headers(self, tile: int | None) -> None:
+        used = [header[name] for header in self._headers for name in self._used if name in header]
+        if not used:
+            first = next(iter(self._files[0].values()))
+            raise DataError(f"none of the files in {self._root} can be read ({first} the first); copy them again")
+        for headers in self._headers:
+            present = {name: headers[name] for name in self._used if name in headers}
+            for name, header in present.items():
+                _check_header(name, header, next(iter(present.values())))
+        shape = Counter(header.shape for header in used).most_common(1)[0][0]
+        for header in used:
+            if header.shape != shape:
+                size, usual = _size(header.shape), _size(shape)
+                raise DataError(
+                    f"{header.path} is {size} pixels, most others {usual}; cut it to that size or remove it"
+                )
+        if tile is not None and min(shape) < tile:
+            raise DataError(f"{used[0].path} is {_size(shape)} pixels, smaller than tile={tile}; choose a smaller tile")
+
+
+def scene_class(land_cover: np.ndarray, elevation: np.ndarray | None) -> int:
+    """Dominant land cover of a tile, with open sea as a class of its own.
+
+    Args:
+        land_cover: class ids, any shape.
+        elevation: metres, any shape; None where unknown (then no tile is open sea).
+
+    Returns:
+        Index into `modalities.SCENE_CLASSES`; -1 where all is no-data.
+    """
+    counts = np.bincount(land_cover.reshape(-1), minlength=len(LAND_COVER))[: len(LAND_COVER)]
+    counts[LAND_COVER.index("nodata")] = 0
+    if not counts.any():
+        return -1
+    water = counts[LAND_COVER.index("water")] / counts.sum()
+    if elevation is not None and water >= _OCEAN_WATER and elevation.max() <= 0:
+        return SCENE_CLASSES.index(OCEAN)
+    return int(counts.argmax())
+
+
+def _modality_folders(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give the one that holds <MODALITY>/<key>.tif")
+    folders: dict[str, Path] = {}
+    for folder in sorted(root.iterdir()):
+        if not folder.is_dir() or folder.name.startswith("."):
+            continue
+        try:
+            name = modality(folder.name).name
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from error
+        if name in folders:
+            raise DataError(f"{folder} and {folders[name]} are the same modality; merge them")
+        folders[name] = folder
+    if not folders:
+        raise DataError(
+            f"{root} is empty; expected {root}/<MODALITY>/<key>.tif with modalities {', '.join(MODALITIES)}"
+        )
+    return {name: folders[name] for name in MODALITIES if name in folders}
+
+
+def _required(root: Path, folders: dict[str, Path], modalities: Sequence[str] | None) -> tuple[str, ...]:
+    if modalities is None:
+        return tuple(folders)
+    wanted = {modality(name).name for name in modalities}
+    for name in wanted:
+        if name not in folders:
+            raise DataError(f"{root} has no folder {name}; it has {', '.join(folders)}")
+    return tuple(name for name in folders if name in wanted)
+
+
+def _tiffs(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES}
+
+
+def _check_present(
+    keys: Sequence[str], used: Sequence[str], files: dict[str, dict[str, Path]], folders: dict[str, Path]
+) -> None:
+    for key in keys:
+        for name in used:
+            if key not in files[name]:
+                raise DataError(f"{folders[name] / key}.tif is missing; add it or leave {name} out of the modalities")
+
+
+def _open(path: Path) -> rasterio.DatasetReader:
+    return rasterio.open(path, sharing=False)
+
+
+def _read_headers(files: dict[str, Path]) -> dict[str, _Header]:
+    """Headers of a sample's files; those that cannot be opened are left out, and refused when they are read."""
+    headers = {}
+    for name, path in files.items():
+        try:
+            with _open(path) as file:
+                epsg = file.crs.to_epsg() if file.crs else None
+                transform = tuple(file.transform)[:6]
+                headers[name] = _Header(path, file.count, file.shape, epsg, transform, _time(path, file.tags()))
+        except RasterioError:
+            continue
+    return headers
+
+
+def _time(path: Path, tags: dict[str, str]) -> np.datetime64 | None:
+    text = tags.get("datetime")
+    if text is None:
+        return None
+    try:
+        return np.datetime64(text).astype("datetime64[s]")
+    except ValueError as error:
+        raise DataError(f"{path} has the datetime tag {text!r}; write it as 2020-01-31T12:00:00") from error
+
+
+def _check_header(name: str, header: _Header, reference: _Header) -> None:
+    """Refuse a file that is not its modality, or does not lie on the grid of the sample's other files."""
+    table, path = modality(name), header.path
+    if header.bands != len(table.bands):
+        wanted = f"{len(table.bands)} ({', '.join(table.band_names)})"
+        raise DataError(f"{path} has {header.bands} bands, {name} has {wanted}; write it again with all of them")
+    if header.epsg is None:
+        raise DataError(f"{path} has no coordinate system with an EPSG code; assign the one that it was cut in")
+    a, b, _, d, e, _ = header.transform
+    if b or d or abs(a - 10) > 0.1 or abs(e + 10) > 0.1:
+        raise DataError(f"{path} has pixels of {a:g} x {e:g}; resample it to a north-up grid of 10 m")
+    if header.epsg != reference.epsg:
+        raise DataError(
+            f"{path} is in EPSG:{header.epsg}, {reference.path} in EPSG:{reference.epsg}; reproject one to the other"
+        )
+    shift = max(abs(header.transform[k] - reference.transform[k]) for k in (2, 5)) / 10
+    if shift >= 0.5:
+        raise DataError(f"{path} lies {shift:.3g} pixels off {reference.path}; cut both on the same grid")
+
+
+def _read_pixels(path: Path) -> tuple[np.ndarray, float | None]:
+    """Pixels (band, y, x) and the file's no-data value."""
+    try:
+        with _open(path) as file:
+            return file.read(), file.nodata
+    except RasterioError as error:
+        raise DataError(f"{path} cannot be read (truncated or no TIFF); copy it again or remove it") from error
+
+
+def _read_raster(name: str, path: Path, headers: dict[str, _Header]) -> Raster:
+    table = modality(name)
+    array, nodata = _read_pixels(path)
+    _check_complete(path, array, nodata if nodata != table.nodata else None, table.band_names)
+    raster = Raster({10: array}, table.unit, _acquired(name, headers))
+    radiometry.check_plausible(str(path), raster)
+    raster = replace(raster, grids={10: _stored(path, array, table.dtype)})
+    try:
+        return radiometry.to_native_grids(name, raster)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _check_complete(path: Path, array: np.ndarray, nodata: float | None, bands: Sequence[str]) -> None:
+    absent = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
+    if nodata is not None:
+        absent |= array == nodata
+    for band, share in zip(bands, absent.mean(axis=(1, 2)), strict=True):
+        if share:
+            raise DataError(f"{path} has no data (NaN) in {share:.2%} of band {band}; fill or remove the tile")
+
+
+def _stored(path: Path, array: np.ndarray, dtype: str) -> np.ndarray:
+    """Cast to the table's dtype: integers exactly, decibels and indices to the nearest float16 (< 0.02 dB off)."""
+    stored = array.astype(dtype)
+    if stored.dtype.kind != "f" and not np.array_equal(stored, array):
+        raise DataError(f"{path} holds {array.dtype} numbers that {dtype} cannot; write it as {dtype}")
+    return stored
+
+
+def _acquired(name: str, headers: dict[str, _Header]) -> np.datetime64 | None:
+    times = [headers[other].time for other in (name, *(_OVERPASS if name in _OVERPASS else ())) if other in headers]
+    return next((time for time in times if time is not None), None)
+
+
+def _scene(files: dict[str, Path]) -> int:
+    """Scene class of a sample; -1 where its land cover is absent or cannot be read."""
+    if "LULC" not in files:
+        return -1
+    try:
+        land_cover, _ = _read_pixels(files["LULC"])
+        radiometry.check_plausible(str(files["LULC"]), Raster({10: land_cover}, modality("LULC").unit))
+        elevation = _read_pixels(files["DEM"])[0] if "DEM" in files else None
+    except DataError:
+        return -1
+    return scene_class(land_cover, elevation)
+
+
+def _centres(headers: Sequence[_Header | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Longitude and latitude of the tiles' centres; NaN where no file could be opened."""
+    lon, lat = np.full((2, len(headers)), np.nan)
+    groups: dict[int, list[tuple[int, _Header]]] = {}
+    for i, header in enumerate(headers):
+        if header is not None and header.epsg is not None:
+            groups.setdefault(header.epsg, []).append((i, header))
+    for epsg, members in groups.items():
+        rows = [i for i, _ in members]
+        x = [h.transform[2] + h.transform[0] * h.shape[1] / 2 for _, h in members]
+        y = [h.transform[5] + h.transform[4] * h.shape[0] / 2 for _, h in members]
+        lon[rows], lat[rows] = warp(f"EPSG:{epsg}", "EPSG:4326", x, y)
+    return lon, lat
+
+
+def _size(shape: tuple[int, int]) -> str:
+    return f"{shape[1]} x {shape[0]}"

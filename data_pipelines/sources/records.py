@@ -1,0 +1,113 @@
+"""Samples from a dataset of records (`data_pipelines.records`)."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from data_pipelines.errors import DataError
+from data_pipelines.grid import assign_splits
+from data_pipelines.modalities import modality
+from data_pipelines.records import decode_sample, read_index, read_manifest
+from data_pipelines.sample import Sample
+from data_pipelines.sources import Index
+
+_READER_OPTIONS = "readahead_buffer_size:0"  # reads are at random
+_READER_BUFFER = 32 * 1024
+
+
+class RecordsSource:
+    """Random access to a dataset of records.
+
+    Args:
+        path: folder that `records.RecordWriter` wrote.
+        modalities: decode these of each sample and require them; None decodes what there is.
+        tile: least side of the samples in 10 m pixels.
+        samples: take only the first so many.
+
+    Attributes:
+        manifest: the dataset's metadata: modalities with units and bands, writer, licence, shards.
+
+    Raises:
+        DataError: naming the file or sample at fault and the cure.
+    """
+
+    name = "records"
+
+    def __init__(
+        self,
+        path: str | Path,
+        modalities: Sequence[str] | None = None,
+        tile: int | None = None,
+        samples: int | None = None,
+    ):
+        self._root = Path(path)
+        self.manifest = read_manifest(self._root)
+        columns = {name: column[:samples] for name, column in read_index(self._root, self.manifest).items()}
+        if not len(columns["key"]):
+            raise DataError(f"{self._root} holds no samples; write some with data_pipelines.records")
+        self._modalities = None if modalities is None else frozenset(modality(name).name for name in modalities)
+        for name in self._modalities or ():
+            self._refuse(columns, columns[name] == 0, f"has no {name}; leave it out of the modalities")
+        if tile is not None:
+            small = np.minimum(columns["height"], columns["width"]) < tile
+            self._refuse(columns, small, f"is smaller than {tile} x {tile} pixels; choose a smaller tile")
+        self._ends = np.cumsum([shard["samples"] for shard in self.manifest["shards"]])
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+        self.index = _to_index(columns)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Read sample `i`.
+
+        Raises:
+            DataError: naming the file and the record that is corrupt.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        i %= len(self)
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        record = i - (int(self._ends[shard - 1]) if shard else 0)
+        try:
+            return decode_sample(self._reader(shard).read([record])[0], self._modalities)
+        except DataError as error:
+            raise DataError(f"{self._file(shard)} record {record}: {error}") from error
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            reason = str(error).partition("(")[0].strip() or type(error).__name__
+            message = f"{self._file(shard)} record {record} cannot be read: {reason}; restore the file from its source"
+            raise DataError(message) from error
+
+    def _file(self, shard: int) -> Path:
+        return self._root / self.manifest["shards"][shard]["file"]
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        with self._lock:
+            if shard not in self._readers:
+                self._readers[shard] = ArrayRecordReader(
+                    str(self._file(shard)), options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
+                )
+            return self._readers[shard]
+
+    def _refuse(self, columns: dict[str, np.ndarray], bad: np.ndarray, reason: str) -> None:
+        if bad.any():
+            key, others = columns["key"][int(bad.argmax())], int(bad.sum()) - 1
+            raise DataError(f"{self._root}: sample {key}{f' (and {others} others)' if others else ''} {reason}")
+
+
+def _to_index(columns: dict[str, np.ndarray]) -> Index:
+    """The stored columns, but for the splits of a dataset that is too small to be divided."""
+    everywhere = assign_splits(columns["lon"], columns["lat"])
+    undivided = bool((everywhere == "train").all())
+    return Index(
+        keys=columns["key"].astype(np.str_),
+        lon=columns["lon"],
+        lat=columns["lat"],
+        region=columns["region"],
+        split=everywhere if undivided else columns["split"].astype(np.str_),
+        scene=columns["scene"],
+    )

@@ -1,0 +1,1 @@
+"""Geometry on the host: where views are cut, as numbers."""

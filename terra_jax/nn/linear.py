@@ -1,0 +1,82 @@
+"""Affine maps and the norm that all families share; every parameter carries the logical names of its axes."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+Initialiser = jax.nn.initializers.Initializer
+
+trunc_normal = jax.nn.initializers.truncated_normal(stddev=0.02)
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+
+
+def parameter(init: Initialiser, axes: Mapping[str, int], rngs: nnx.Rngs) -> nnx.Param:
+    """A float32 parameter of the shape and logical axis names that `axes` gives, in order."""
+    value = init(rngs.params(), tuple(axes.values()), jnp.float32)
+    return nnx.Param(value, axes=tuple(axes))
+
+
+class Linear(nnx.Module):
+    """Affine map from the last axes of an array to new ones.
+
+    Args:
+        inputs: logical name -> size of the axes that are contracted, e.g. {"heads": 12, "head_dim": 64}.
+        outputs: logical name -> size of the axes that replace them.
+        rngs: source of the initial values.
+        bias: whether to add a bias.
+        init: initialiser of the kernel, whose fan-in is the product of `inputs`.
+        dtype: compute dtype; parameters stay float32.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        init: Initialiser = trunc_normal,
+        bias_init: Initialiser = zeros,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.kernel = parameter(init, {**inputs, **outputs}, rngs)
+        self.bias = parameter(bias_init, outputs, rngs) if bias else None
+        self.contracted = len(inputs)
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """(..., *inputs) -> (..., *outputs) in the compute dtype."""
+        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), axes=self.contracted)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis; statistics in float32, result in the input's dtype."""
+
+    def __init__(self, axis: Mapping[str, int], *, rngs: nnx.Rngs, eps: float = 1e-6):
+        self.scale = parameter(ones, axis, rngs)
+        self.bias = parameter(zeros, axis, rngs)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalise and rescale."""
+        f = x.astype(jnp.float32)
+        centred = f - f.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def kaiming_uniform_fan_in(fan_in: int) -> Initialiser:
+    """PyTorch's default for convolutions and their biases: uniform in +-1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32, **_):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -1,0 +1,87 @@
+"""Depth by `lax.scan`: one traced block, parameters stacked on a leading "layers" axis, optional rematerialisation.
+
+Compile time does not grow with depth, and a rematerialisation policy is one word of a config.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from terra_jax.errors import ConfigError
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""Name -> what the backward pass keeps; `none` keeps everything and recomputes nothing."""
+
+
+class Stack(nnx.Module):
+    """`depth` blocks of the same shape, run one after another.
+
+    Args:
+        make_block: rngs -> block, a module called as `block(x, drop, key)`.
+        depth: number of blocks.
+        rngs: source of the initial values, a fresh key per block.
+        drop_path: drop rate of the last block; rates grow linearly from 0 at the first.
+        remat: a key of REMAT_POLICIES.
+
+    Raises:
+        ConfigError: if the rematerialisation policy is unknown.
+    """
+
+    def __init__(
+        self,
+        make_block: Callable[[nnx.Rngs], nnx.Module],
+        depth: int,
+        *,
+        rngs: nnx.Rngs,
+        drop_path: float = 0.0,
+        remat: str = "none",
+    ):
+        if remat not in REMAT_POLICIES:
+            raise ConfigError(f"unknown remat policy {remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+        self.blocks = _stacked(make_block, depth, rngs)
+        self.depth = depth
+        self.drop_path = drop_path
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None, *, every: bool = False
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "depth b n d"] | None]:
+        """Run all blocks.
+
+        Args:
+            x: tokens.
+            key: randomness of drop path; None runs deterministically.
+            every: also return the output of every block.
+        """
+        graphdef, stacked = nnx.split(self.blocks)
+        rates = jnp.linspace(0.0, self.drop_path, self.depth)
+        keys = None if key is None or not self.drop_path else jax.random.split(key, self.depth)
+
+        def body(x, layer):
+            state, rate, layer_key = layer
+            x = nnx.merge(graphdef, state)(x, rate, layer_key)
+            return x, (x if every else None)
+
+        if (policy := REMAT_POLICIES[self.remat]) is not None:
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        return jax.lax.scan(body, x, (stacked, rates, keys))
+
+
+def _stacked(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """A block whose parameters are those of `depth` blocks, stacked, their axis names led by "layers"."""
+    keys = jax.random.split(rngs.params(), depth)
+    graphdef, single = nnx.split(nnx.eval_shape(lambda: make_block(nnx.Rngs(0))))
+    values = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make_block(nnx.Rngs(params=key)))))(keys)
+    flat = dict(nnx.to_flat_state(nnx.State(values)))
+    state = [
+        (path, nnx.Param(flat[path], axes=("layers", *variable.get_metadata()["axes"])))
+        for path, variable in nnx.to_flat_state(single)
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(state))

@@ -1,0 +1,187 @@
+"""Models by name: the one place, beside the command line and the configs, that knows every family.
+
+A family is imported when one of its models is first asked for.
+"""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from terra_jax.errors import ConfigError, WeightsError
+
+_FAMILIES = {"terrafm": "terra_jax.terrafm.family"}
+"""First word of a model's name -> module that implements `Family`."""
+
+
+class Family(Protocol):
+    """What a family's room offers under `family`."""
+
+    MODELS: tuple[str, ...]
+    LICENCE: str
+
+    def maker(self, name: str, **overrides: Any) -> Any:
+        """Constructor of a model: rngs -> module."""
+
+    def spec(self, name: str, **overrides: Any) -> Any:
+        """What conversion must know of a model, a `weights.convert.ModelSpec`."""
+
+    def assemble(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of the model from those of its parts."""
+
+    def experiment(self, config: Any) -> Any:
+        """A run's `training.experiment.Experiment`."""
+
+    def evaluate(self, config: Any, encoder: Mapping[str, Any], split: str) -> dict[str, Any]:
+        """Evaluation of an encoder's parameters on a config's data."""
+
+
+def family(name: str) -> Family:
+    """The family of a model.
+
+    Raises:
+        ConfigError: if no model has that name; the message gives the nearest ones.
+    """
+    module = _FAMILIES.get(name.split("_")[0])
+    found = importlib.import_module(module) if module else None
+    if found is None or name not in found.MODELS:
+        known = [model for target in _FAMILIES.values() for model in importlib.import_module(target).MODELS]
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise ConfigError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
+    return found  # type: ignore[return-value]
+
+
+def list_models() -> dict[str, int]:
+    """Name -> number of parameters of each model, as the public weights hold them."""
+    from terra_jax.weights.rules import size_of, table
+
+    counts = {}
+    for target in _FAMILIES.values():
+        module = importlib.import_module(target)
+        for name in module.MODELS:
+            parts = module.spec(name).parts.values()
+            counts[name] = sum(size_of(table(part.weights, part.template())) for part in parts)
+    return counts
+
+
+def build(name: str, *, seed: int = 0, **overrides: Any):
+    """A model with random weights.
+
+    Args:
+        name: see `list_models`.
+        seed: of the initial values.
+        overrides: sizes or options of the family's model, by name.
+
+    Raises:
+        ConfigError: unknown model or option.
+    """
+    from terra_jax.nn.initialisation import initialise
+
+    return initialise(family(name).maker(name, **overrides), seed)
+
+
+def load(name: str, weights: str | Path | Mapping[str, str | Path], *, copy: str | None = None, **overrides: Any):
+    """A model with given weights.
+
+    Args:
+        name: see `list_models`.
+        weights: a .pt, .pth or .safetensors file, a params folder, a working folder of `terra-jax train` or one of its
+            steps; {part: path} for models of several files.
+        copy: "teacher", "student" or "ema" where a training folder holds several; default the family's.
+        overrides: sizes or options of the family's model, by name.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError: naming what does not fit.
+    """
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from terra_jax.nn.initialisation import abstract
+
+    graphdef, _ = abstract(family(name).maker(name, **overrides))
+    params, reports = load_params(name, _sources(weights), copy=copy, **overrides)
+    for report in reports:
+        print(report)
+    return nnx.merge(graphdef, nnx.State(jax.tree.map(jnp.asarray, params)))
+
+
+def load_params(name: str, sources: list[str], *, copy: str | None = None, **overrides: Any):
+    """A model's parameters from PATH or PART=PATH sources, as a nested dict, and an account of each part."""
+    from terra_jax.weights.convert import load_parts, parse_sources
+
+    spec = family(name).spec(name, **overrides)
+    paths = parse_sources(sources, tuple(spec.parts))
+    parts, reports = load_parts(spec, paths, copy, training_folder_reader(name))
+    return family(name).assemble(parts), reports
+
+
+def export_torch(model, path: str | Path) -> None:
+    """Write a model's weights so that the public PyTorch class loads them with strict=True.
+
+    Args:
+        model: as `build` or `load` made it; it knows its own weight map.
+        path: a .pt, .pth or .safetensors file; one that is there is replaced.
+    """
+    from flax import nnx
+
+    from terra_jax.weights.files import save_state
+    from terra_jax.weights.transfer import export_state
+
+    state, report = export_state(model.weight_map, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    save_state(path, state)
+    print(report)
+
+
+def state_dict_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """PyTorch key -> shape, of all parts, without building an array."""
+    from terra_jax.weights.rules import torch_shapes
+
+    parts = family(name).spec(name).parts.values()
+    return {key: shape for part in parts for key, shape in torch_shapes(part.weights, part.template()).items()}
+
+
+def experiment(config):
+    """A run from its config: the family's experiment, started from `config.init` where that names weights."""
+    from dataclasses import replace
+
+    chosen = family(config.model)
+    made = chosen.experiment(config)
+    if not config.init:
+        return made
+
+    def initial():
+        from terra_jax.training.experiment import Initial
+        from terra_jax.weights.rules import flatten_params
+
+        params, reports = load_params(config.model, config.init.split(","))
+        fresh = {path for report in reports for path in report.fresh}
+        loaded = [path for path in flatten_params(params) if path not in fresh]
+        return Initial({"encoder": params}, [f"encoder.{path}" for path in loaded], [f"encoder.{p}" for p in fresh])
+
+    return replace(made, init=initial)
+
+
+def training_folder_reader(name: str):
+    """The reader of training folders that conversion takes: (path, "teacher" | "student" | "ema") -> part -> parameters.
+
+    Raises (when called):
+        CheckpointError: if the folder holds another model.
+    """
+
+    def read(path: Path, copy: str) -> dict[str, Any]:
+        from terra_jax.training import checkpoints
+
+        held = checkpoints.load_meta(path).get("model")
+        if held != name:
+            raise WeightsError(f"{path} holds {held}, not {name}; name the model that it holds")
+        return {"encoder": checkpoints.load_params(path, copy, "encoder")}
+
+    return read
+
+
+def _sources(weights: str | Path | Mapping[str, str | Path]) -> list[str]:
+    if isinstance(weights, Mapping):
+        return [f"{part}={path}" for part, path in weights.items()]
+    return [str(weights)]

@@ -1,0 +1,1 @@
+"""What self-distillation objectives share: heads, centring, teacher, schedules."""

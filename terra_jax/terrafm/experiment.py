@@ -1,0 +1,286 @@
+"""A TerraFM run, put together from a config: data, objective, evaluation, report."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipelines import sampling
+from data_pipelines.errors import DataError
+from data_pipelines.loader import Loader
+from data_pipelines.recipes.terrafm import TerraFMRecipe, TileRecipe
+from data_pipelines.sources import Source, open_source
+from data_pipelines.sources.cached import CachedSource
+from terra_jax.evaluation.knn import FRACTIONS
+from terra_jax.evaluation.report import report_png
+from terra_jax.nn.initialisation import abstract, initial_params
+from terra_jax.nn.precision import compute_dtype
+from terra_jax.terrafm.evaluation import LandCoverKNN, Scores, figures
+from terra_jax.terrafm.objective import TerraFMObjective, standardised_views
+from terra_jax.terrafm.variants import VARIANTS
+from terra_jax.training.experiment import Experiment
+from terra_jax.training.metrics import read_csv
+from terra_jax.training.objective import Bind, Params
+
+PICTURES = 4
+FEWEST_TILES = 20
+"""With fewer labelled tiles on either side a kNN score says nothing."""
+
+
+def experiment(config: ConfigDict) -> Experiment:
+    """Everything that the trainer needs for one run.
+
+    Args:
+        config: as `configs/terrafm/base.py` documents it.
+    """
+    source = open_data(config)
+    training = training_indices(source, config)
+    recipe = TerraFMRecipe(
+        modalities=tuple(config.data.modalities),
+        tile=config.data.tile,
+        local_views=config.views.local_views,
+        global_scale=tuple(config.views.global_scale),
+        local_scale=tuple(config.views.local_scale),
+        modalities_per_view=config.views.modalities_per_view,
+        draw=config.views.draw,
+        frequent=sampling.frequent_classes(source.index.scene[training], config.data.frequent),
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    objective = make_objective(config, recipe)
+    knn, reason = make_evaluator(config, source, objective)
+    latest: dict[int, Scores] = {}
+
+    def loader(position: int, process_index: int, process_count: int) -> Loader:
+        return Loader(
+            source,
+            recipe,
+            training,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=process_index,
+            process_count=process_count,
+            start=position,
+            strict=config.data.strict,
+            threads=config.data.threads,
+        )
+
+    def evaluate(bind: Bind, state: Mapping[str, Any], step: int) -> dict[str, float]:
+        latest.clear()
+        latest[step] = knn(bind, state["extra"]["teacher"])
+        return figures(latest[step])
+
+    return Experiment(
+        objective=objective,
+        loader=loader,
+        evaluators={"knn": evaluate} if knn else {},
+        report=partial(_report, config, source, objective, knn, reason, latest),
+    )
+
+
+def evaluate(config: ConfigDict, encoder: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """kNN scores of given encoder parameters on the config's data, beside both baselines.
+
+    Args:
+        config: of the data and the views.
+        encoder: nested dict of the encoder's parameters.
+        split: unseen regions that the queries come from, "val" or "test".
+
+    Raises:
+        DataError: if the data has too few regions to leave some unseen.
+    """
+    source = open_data(config)
+    recipe = TileRecipe(tuple(config.data.modalities), config.data.tile)
+    objective = make_objective(config, recipe)
+    knn, reason = make_evaluator(config, source, objective, split)
+    if knn is None:
+        raise DataError(f"kNN {reason}")
+    graphdef, _ = abstract(objective.build)
+
+    def bind(params: Params) -> nnx.Module:
+        return nnx.merge(graphdef, nnx.State(params))
+
+    params = {**initial_params(objective.build, config.seed), "encoder": encoder}
+    return {"headline": knn.headline, "scores": knn(bind, params), "baselines": knn.baselines(bind)}
+
+
+def make_objective(config: ConfigDict, recipe: TerraFMRecipe | TileRecipe) -> TerraFMObjective:
+    """The objective of a config, for batches that the recipe makes."""
+    options = config.objective.to_dict()
+    return TerraFMObjective(
+        variant=VARIANTS[config.model],
+        batch_spec=recipe.batch_spec,
+        modalities=recipe.modalities,
+        global_size=config.views.global_size,
+        local_size=config.views.local_size,
+        steps=config.steps,
+        statistics=config.encoder.statistics,
+        encoder_options={
+            "drop_path": config.encoder.drop_path,
+            "remat": config.remat,
+            "dtype": compute_dtype(config.dtype),
+        },
+        **{**options, "teacher_temperature": tuple(options["teacher_temperature"])},
+    )
+
+
+def open_data(config: ConfigDict) -> Source:
+    """The source that a config names, with the modalities of the run."""
+    data = config.data
+    source = open_source(
+        data.source,
+        path=data.path,
+        modalities=tuple(data.modalities),
+        tile=data.tile if data.source == "procedural" else None,
+        samples=data.samples if data.source == "procedural" else None,
+        seed=config.seed,
+    )
+    return CachedSource(source) if data.cache else source
+
+
+def training_indices(source: Source, config: ConfigDict) -> np.ndarray:
+    """Positions of the training samples: seen regions, the open sea thinned, land cover balanced."""
+    train = sampling.select(source.index, split="train")
+    kept = sampling.thin_ocean(source.index, config.data.ocean, config.seed, train)
+    chosen = kept if len(kept) else train
+    return chosen[sampling.balanced_indices(source.index.scene[chosen], config.data.balance, config.seed)]
+
+
+def evaluation_indices(source: Source, split: str, count: int) -> np.ndarray:
+    """Up to `count` positions of a split whose scene class is known, the same for every run."""
+    index = source.index
+    known = np.flatnonzero((index.split == split) & (index.scene >= 0))
+    return np.sort(np.random.default_rng(0).permutation(known)[:count])
+
+
+def tile_batches(source: Source, recipe: TileRecipe, indices: np.ndarray, batch_size: int) -> Iterator[dict]:
+    """Whole tiles in batches of at most `batch_size`, with "scene" and "cloud"; unreadable tiles are left out."""
+
+    def example(i: int) -> dict[str, np.ndarray] | None:
+        try:
+            sample = source[int(i)]
+            arrays = recipe(sample, int(i))
+        except DataError:
+            return None
+        cloud = np.float32(sample.attributes.get("cloud_fraction", 0))
+        return {**arrays, "scene": np.int32(source.index.scene[i]), "cloud": cloud}
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for start in range(0, len(indices), batch_size):
+            examples = [e for e in pool.map(example, indices[start : start + batch_size]) if e is not None]
+            if examples:
+                yield {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+
+
+def make_evaluator(
+    config: ConfigDict, source: Source, objective: TerraFMObjective, split: str = "val"
+) -> tuple[LandCoverKNN | None, str]:
+    """The kNN evaluation of a config, or None and the reason why there is none.
+
+    Args:
+        config: of the run.
+        source: its data.
+        objective: whose initial parameters are the random baseline.
+        split: regions that the queries come from.
+    """
+    bank, queries = (
+        evaluation_indices(source, name, count)
+        for name, count in (("train", config.evaluation.bank), (split, config.evaluation.queries))
+    )
+    if min(len(bank), len(queries)) < FEWEST_TILES:
+        return None, (
+            f"not applicable: {len(bank)} labelled tiles of seen regions and {len(queries)} of unseen ones, "
+            f"at least {FEWEST_TILES} of each are needed"
+        )
+
+    recipe = TileRecipe(objective.modalities, config.data.tile)
+    size = config.evaluation.batch_size
+    evaluator = LandCoverKNN(
+        partial(tile_batches, source, recipe, bank, size),
+        partial(tile_batches, source, recipe, queries, size),
+        partial(initial_params, objective.build, config.seed),
+        modalities=objective.modalities,
+        size=objective.global_size,
+        batch_size=size,
+        statistics=objective.statistics,
+    )
+    return evaluator, ""
+
+
+def _report(
+    config: ConfigDict,
+    source: Source,
+    objective: TerraFMObjective,
+    knn: LandCoverKNN | None,
+    reason: str,
+    latest: Mapping[int, Scores],
+    workdir: Path,
+    report: Mapping[str, Any],
+    bind: Bind,
+    state: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Draw report.png and return what report.json says of the kNN evaluation."""
+    teacher = state["extra"]["teacher"]
+    evaluations, drawn_baselines = [], {}
+    result: dict[str, Any] = {"knn": reason}
+    if knn:
+        scores = latest.get(config.steps) or knn(bind, teacher)
+        baselines = knn.baselines(bind)
+        result = {"knn": {"headline": knn.headline, "scores": scores, "baselines": baselines}}
+        drawn_baselines = {name: values[knn.headline] for name, values in baselines.items()}
+        earlier = [_scores_at(row, knn.headline) for row in report["evaluations"] if float(row["step"]) < config.steps]
+        evaluations = [*earlier, {"step": config.steps, "scores": scores[knn.headline]}]
+    images, features = _pictures(source, objective, config.data.tile, bind, teacher)
+    if jax.process_index() == 0:
+        report_png(
+            workdir / "report.png",
+            history=read_csv(workdir / "metrics.csv"),
+            evaluations=evaluations,
+            baselines=drawn_baselines,
+            images=images,
+            features=features,
+            title=f"{config.model}, {config.steps} steps" + (f": kNN on {knn.headline}" if knn else ""),
+            note=reason,
+        )
+    return result
+
+
+def _scores_at(row: Mapping[str, Any], inputs: str) -> dict[str, Any]:
+    """A row of evaluations.csv as the report draws it."""
+    return {
+        "step": int(float(row["step"])),
+        "scores": [
+            {
+                "fraction": fraction,
+                **{name: float(row[f"knn/{inputs}/{fraction:g}/{name}"]) for name in ("accuracy", "macro_accuracy")},
+            }
+            for fraction in FRACTIONS
+        ],
+    }
+
+
+def _pictures(source: Source, objective: TerraFMObjective, tile: int, bind: Bind, params: Params):
+    """Colour composites of a few tiles and their last feature maps, of the run's first optical modality if any."""
+    indices = evaluation_indices(source, "val", PICTURES)
+    if not len(indices):
+        indices = np.arange(min(PICTURES, len(source)))
+    shown = min(objective.modalities, key=lambda name: not name.startswith("S2"))
+    batch = next(tile_batches(source, TileRecipe((shown,), tile), indices, PICTURES))
+
+    @jax.jit
+    def feature_maps(params, batch):
+        boxes = jnp.tile(jnp.array([0.0, 0.0, tile, tile]), (len(indices), 1, 1))
+        views = standardised_views(batch, boxes, objective.global_size, (shown,), objective.statistics)
+        return bind(params).encoder.feature_maps({shown: next(iter(views.values()))}, normalised=True)[-1]
+
+    features = np.asarray(feature_maps(params, {k: v for k, v in batch.items() if "/" in k}))
+    fine = batch[f"{shown}/10"].astype(np.float32)
+    colours = fine[:, [2, 1, 0]] / 3000 if shown.startswith("S2") else (fine[:, [0, 1, 0]] + 25) / 25
+    return list(np.clip(colours, 0, 1).transpose(0, 2, 3, 1)), list(features)

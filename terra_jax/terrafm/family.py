@@ -1,0 +1,68 @@
+"""What the registry must know of TerraFM."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from terra_jax.errors import ConfigError
+from terra_jax.nn.initialisation import abstract, initial_params
+from terra_jax.terrafm.experiment import evaluate, experiment
+from terra_jax.terrafm.model import TerraFM
+from terra_jax.terrafm.torch_weights import weight_map
+from terra_jax.terrafm.variants import VARIANTS, Variant
+from terra_jax.weights.convert import ModelSpec, Part
+
+MODELS = tuple(VARIANTS)
+LICENCE = "Apache-2.0 by the model card of MBZUAI/TerraFM; its code repository names none"
+
+__all__ = ["LICENCE", "MODELS", "assemble", "evaluate", "experiment", "maker", "spec"]
+
+
+def maker(name: str, **overrides: Any) -> Callable[[nnx.Rngs], TerraFM]:
+    """Make the constructor of a model.
+
+    Args:
+        name: key of VARIANTS.
+        overrides: fields of `Variant` or keyword arguments of `TerraFM`.
+
+    Raises:
+        ConfigError: an override that is neither.
+    """
+    variant, options = _split(name, overrides)
+    return lambda rngs: TerraFM(variant, rngs=rngs, **options)
+
+
+def spec(name: str, **overrides: Any) -> ModelSpec:
+    """What conversion must know of a model: one part, the encoder."""
+    make = maker(name, **overrides)
+    variant, _ = _split(name, overrides)
+
+    def fresh() -> dict[str, Any]:
+        # Zero keys score all modalities alike: fusion without trained keys is uniform attention.
+        params = initial_params(make)
+        fusion = params["patch_embed"]["fusion"]
+        fusion["key"] = jnp.zeros_like(fusion["key"])
+        return params
+
+    return ModelSpec(name, {"encoder": Part(weight_map(variant), lambda: abstract(make)[1], fresh)}, LICENCE)
+
+
+def assemble(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of the public model from those of its parts."""
+    return dict(parts["encoder"])
+
+
+def _split(name: str, overrides: Mapping[str, Any]) -> tuple[Variant, dict[str, Any]]:
+    sizes = {field.name for field in dataclasses.fields(Variant)}
+    options = set(inspect.signature(TerraFM).parameters) - {"variant", "rngs"}
+    for key in overrides:
+        if key not in sizes | options:
+            near = difflib.get_close_matches(key, sizes | options, n=2) or sorted(sizes | options)
+            raise ConfigError(f"{name} has no option {key!r}; did you mean {' or '.join(near)}?")
+    variant = dataclasses.replace(VARIANTS[name], **{k: v for k, v in overrides.items() if k in sizes})
+    return variant, {k: v for k, v in overrides.items() if k in options}

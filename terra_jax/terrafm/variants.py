@@ -1,0 +1,34 @@
+"""The sizes of TerraFM (paper, section 4 and public builders; `nano` and `small` are ours)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Hyper-parameters of one size.
+
+    Attributes:
+        width, depth, heads: of the vision transformer.
+        patch: pixels per side of a patch.
+        image: pixels per side of the image that the position table was made for.
+        stem_ratio: width of the modality stems, in widths of the transformer.
+        queries: learned queries of the cross-modal fusion.
+        fusion_heads: heads of the cross-modal fusion (unpublished; Panopticon's value).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: int = 16
+    image: int = 224
+    stem_ratio: int = 3
+    queries: int = 5
+    fusion_heads: int = 16
+
+
+VARIANTS = {
+    "terrafm_nano": Variant(width=64, depth=4, heads=2, patch=8, image=48),
+    "terrafm_small": Variant(width=384, depth=12, heads=6),
+    "terrafm_base": Variant(width=768, depth=12, heads=12),
+    "terrafm_large": Variant(width=1024, depth=24, heads=16),
+}

@@ -1,0 +1,1 @@
+"""The trainer: it knows the Objective contract and no model family."""

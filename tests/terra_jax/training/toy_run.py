@@ -1,0 +1,177 @@
+"""A self-distillation toy with all that a real objective has: scanned blocks, EMA teacher, centre, frozen head."""
+
+import os
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipelines.recipes.spec import ArraySpec
+from terra_jax.training.experiment import Experiment
+
+WIDTH, MLP, DEPTH, PROTOTYPES = 16, 32, 2, 24
+
+
+def _param(rngs, shape, names):
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-0.5, maxval=0.5), out_sharding=names)
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.scale = nnx.Param(jnp.ones((WIDTH,)), out_sharding=("embed",))
+        self.up = _param(rngs, (WIDTH, MLP), ("embed", "mlp"))
+        self.bias = nnx.Param(jnp.zeros((MLP,)), out_sharding=("mlp",))
+        self.down = _param(rngs, (MLP, WIDTH), ("mlp", "embed"))
+
+    def __call__(self, x):
+        normed = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * self.scale[...]
+        return x + jnp.tanh(normed @ self.up[...] + self.bias[...]) @ self.down[...]
+
+
+class Encoder(nnx.Module):
+    def __init__(self, rngs):
+        def one(key):
+            return Block(nnx.Rngs(key))
+
+        self.stem = _param(rngs, (8, WIDTH), ("stem", "embed"))
+        stacked = nnx.transform_metadata(one, in_axes=0, out_axes=0, partition="layers")
+        self.blocks = nnx.vmap(stacked, in_axes=0, out_axes=0)(jax.random.split(rngs.params(), DEPTH))
+
+    def __call__(self, x):
+        return jax.lax.scan(lambda x, block: (block(x), None), x @ self.stem[...], self.blocks)[0]
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.encoder = Encoder(rngs)
+        self.head = _param(rngs, (WIDTH, PROTOTYPES), ("embed", "prototypes"))
+
+    def __call__(self, x):
+        return self.encoder(x) @ self.head[...]
+
+
+class Toy:
+    """Student matches the centred teacher; the class-weighted centre shows whether tallies are whole."""
+
+    def __init__(self, frozen=None, bad_step=None):
+        self.batch_spec = {
+            "view": ArraySpec((8,), "float32"),
+            "other": ArraySpec((8,), "float32"),
+            "common": ArraySpec((), "bool"),
+        }
+        self.frozen = frozen or {}
+        self.bad_step = bad_step
+
+    def build(self, rngs):
+        return Model(rngs)
+
+    def extra(self, params):
+        return {"teacher": params, "centre": jnp.zeros((PROTOTYPES,))}
+
+    def loss(self, bind, params, extra, batch, key, step):
+        student = bind(params)(batch["view"])
+        teacher = jax.lax.stop_gradient(bind(extra["teacher"])(batch["other"]))
+        target = jax.nn.softmax((teacher - extra["centre"]) / 0.5)
+        loss = -jnp.mean(jnp.sum(target * jax.nn.log_softmax(student), -1))
+        if self.bad_step is not None:
+            loss = jnp.where(step + 1 == self.bad_step, jnp.nan, loss)
+        common = batch["common"].astype(jnp.float32)
+        tally = {"sum": jnp.sum(teacher * common[:, None], 0), "count": jnp.sum(common)}
+        return loss, (tally, {"entropy": jnp.mean(-jnp.sum(target * jnp.log(target), -1))})
+
+    def after_update(self, extra, params, tally, step):
+        teacher = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, extra["teacher"], params)
+        mean = tally["sum"] / jnp.maximum(tally["count"], 1.0)
+        centre = jnp.where(tally["count"] > 0, 0.9 * extra["centre"] + 0.1 * mean, extra["centre"])
+        return {"teacher": teacher, "centre": centre}
+
+
+def batch_at(position, size):
+    """The batch that starts at a position of the endless stream; common examples come first (one shard's)."""
+    rows = [np.random.default_rng([7, position + i]).normal(size=(2, 8)) for i in range(size)]
+    views = np.stack(rows).astype(np.float32)
+    return {"view": views[:, 0], "other": views[:, 1], "common": np.arange(size) == 0}
+
+
+class Stream:
+    """The loader's interface over `batch_at`."""
+
+    def __init__(self, position, size, failures=None):
+        self.position, self.size, self.failures, self.closed = position, size, dict(failures or {}), False
+
+    def __iter__(self):
+        while True:
+            batch = batch_at(self.position, self.size)
+            self.position += self.size
+            yield batch
+
+    def close(self):
+        self.closed = True
+
+
+def toy_config(steps=8, batch_size=8, save_every=3, evaluate_every=4, model="toy", **mesh):
+    """Small enough to compile in a second."""
+    return ConfigDict(
+        {
+            "model": model,
+            "seed": 0,
+            "steps": steps,
+            "batch_size": batch_size,
+            "accumulation": 1,
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, **mesh},
+            "data": {"path": ""},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "clip_norm": 0.3},
+            "checkpoint": {"every": save_every, "keep": 2},
+            "evaluation": {"every": evaluate_every},
+        }
+    )
+
+
+def toy_experiment(config, failures=None, init=None, report=None, **options):
+    """A run of the toy."""
+
+    def probe(bind, state, step):
+        return {"head_norm": float(jnp.sum(state["params"]["head"] ** 2))}
+
+    return Experiment(
+        objective=Toy(**options),
+        loader=lambda position, index, count: Stream(position, config.batch_size, failures),
+        evaluators={"probe": probe},
+        init=init,
+        report=report,
+    )
+
+
+def main(workdir, kill_in_save=0, delay=0.0):
+    """A run in a process of its own, which may kill itself as soon as the save of one step has begun."""
+    from terra_jax.training import checkpoints
+    from terra_jax.training.loop import train
+
+    config = toy_config(steps=24, save_every=6, evaluate_every=0)
+    save = checkpoints.Checkpoints.save
+
+    def save_and_die(self, step, *rest):
+        save(self, step, *rest)
+        if step == kill_in_save:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.Checkpoints.save = save_and_die
+    jax.config.update("jax_disable_most_optimizations", True)
+
+    class Slow(Stream):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(delay)
+                yield batch
+
+    slow = Experiment(Toy(), lambda position, *_: Slow(position, config.batch_size))
+    print(train(slow, config, workdir)["status"], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

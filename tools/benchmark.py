@@ -1,0 +1,240 @@
+"""Time a model family against an independent PyTorch implementation of it, doing the same work.
+
+    python tools/benchmark.py terrafm --json terrafm.json
+
+Every figure comes from a fresh process, the two sides take turns and are never in memory together, both have the same
+number of threads and compute in float32. PyTorch runs eagerly and through torch.compile, each with its fused
+attention; the faster one counts. A ratio is terra_jax / PyTorch of neighbouring runs: below 1 terra_jax is faster.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOOLS = Path(__file__).resolve().parent
+VARIANTS = ("eager", "compile")
+DEPTHS = (12, 24)
+
+
+class BenchmarkError(Exception):
+    """Anything that keeps a benchmark from being taken; one line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    description: str
+    repeats: int
+    local_views: int = 0
+
+
+ROWS = {
+    "forward": Row("forward", "encoder, no gradients", 7),
+    "step": Row("step", "2 global views, head, DINO loss, teacher, AdamW", 3),
+    "multicrop": Row("multicrop", "the step with 8 local views beside", 2, local_views=8),
+}
+LOCAL_PIXELS = {"nano": 32}
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The full run takes about an hour on two quiet cores; figures of a busy machine mean little.",
+    )  # fmt: skip
+    parser.add_argument("family", choices=["terrafm"], help="what to time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument("--pairs", type=int, default=5, help="alternating runs of both sides per row (default 5)")
+    parser.add_argument("--size", default="base", choices=["nano", "small", "base", "large"], help="default base")
+    parser.add_argument("--batch", type=int, default=8, help="images or places a batch (default 8)")
+    parser.add_argument("--threads", type=int, default=2, help="of either side (default 2)")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)} (default all)")
+    parser.add_argument("--quick", action="store_true", help="a trial: nano, 1 pair, no torch.compile, no multi-crop")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, metavar="PYTHON", help="interpreter that has PyTorch (default this one)"
+    )
+    options = parser.parse_args()
+    if options.quick:
+        options.size, options.pairs, options.batch, options.rows = "nano", 1, 2, "forward,step"
+    try:
+        result = run(options)
+        print(table(result))
+        if options.json:
+            temporary = options.json.with_name(options.json.name + ".tmp")
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
+            os.replace(temporary, options.json)
+    except (BenchmarkError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Take all figures."""
+    check(options)
+    variants = VARIANTS[:1] if options.quick else VARIANTS
+    result: dict[str, Any] = {
+        "family": options.family, "size": options.size, "batch": options.batch, "threads": options.threads,
+        "dtype": "float32", "machine": machine(), "rows": {}, "versions": {"python": platform.python_version()},
+    }  # fmt: skip
+    for name in options.rows.split(","):
+        result["rows"][name] = measure_row(ROWS[name], options, variants, result["versions"])
+    say("compile time and Python time")
+    repeats = 20 if options.quick else 200
+    result["compile_seconds"] = {
+        depth: side("jax", options, {"row": "compile", "depth": depth, "local_views": 0}) for depth in DEPTHS
+    }
+    result["python"] = side("jax", options, {"row": "python", "repeats": repeats, "local_views": 0})
+    result["machine"]["load_after"] = os.getloadavg()[0]
+    return result
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything runs."""
+    for name in options.rows.split(","):
+        if name not in ROWS:
+            raise BenchmarkError(f"--rows: unknown row {name!r}; choose from {', '.join(ROWS)}")
+    for name in ("pairs", "batch", "threads"):
+        if getattr(options, name) < 1:
+            raise BenchmarkError(f"--{name} must be at least 1")
+    if options.json and not options.json.absolute().parent.is_dir():
+        raise BenchmarkError(f"--json: {options.json.absolute().parent} is no folder; make it first")
+    if not hasattr(os, "sched_setaffinity"):
+        raise BenchmarkError("processor affinity cannot be set on this system; run on Linux")
+    if len(os.sched_getaffinity(0)) < options.threads:
+        raise BenchmarkError(f"--threads {options.threads}: only {len(os.sched_getaffinity(0))} cores are free to use")
+    for python, module, cure in (
+        (sys.executable, "terra_jax", "pip install -e ."),
+        (options.torch_python, "torch", 'pip install "terra_jax[torch]", or name an interpreter with --torch-python'),
+    ):
+        found = subprocess.run([python, "-c", f"import {module}"], capture_output=True, env=environment(2), check=False)
+        if found.returncode:
+            raise BenchmarkError(f"{python} cannot import {module}; {cure}")
+
+
+def measure_row(row: Row, options: argparse.Namespace, variants: tuple[str, ...], versions: dict) -> dict[str, Any]:
+    """Choose PyTorch's faster variant, then alternate the two sides."""
+    settings = {"row": row.name, "repeats": row.repeats, "local_views": row.local_views}
+    trials: dict[str, Any] = {}
+    for variant in variants if len(variants) > 1 else ():
+        say(f"{row.name}: trial of PyTorch {variant}")
+        try:
+            trials[variant] = side("torch", options, {**settings, "variant": variant})
+        except BenchmarkError as error:
+            trials[variant] = {"error": str(error)}
+    ran = {variant: trial["seconds"] for variant, trial in trials.items() if "seconds" in trial}
+    faster = min(ran, key=ran.__getitem__) if ran else variants[0]
+    pairs = []
+    for number in range(options.pairs):
+        say(f"{row.name}: pair {number + 1} of {options.pairs} (PyTorch {faster})")
+        order = ("torch", "jax") if number % 2 == 0 else ("jax", "torch")
+        pairs.append({name: side(name, options, {**settings, "variant": faster}) for name in order})
+    for name in ("torch", "jax"):
+        versions |= pairs[0][name].pop("versions")
+    ratios = [pair["jax"]["seconds"] / pair["torch"]["seconds"] for pair in pairs]
+    return {
+        "description": row.description,
+        "torch_variant": faster,
+        "torch_trials": trials,
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "all": ratios},
+        "seconds": {name: statistics.median(pair[name]["seconds"] for pair in pairs) for name in ("torch", "jax")},
+        "peak_bytes": {name: max(pair[name]["peak_bytes"] for pair in pairs) for name in ("torch", "jax")},
+        "pairs": pairs,
+    }
+
+
+def side(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run one side in a fresh process and return what it reports."""
+    settings = {
+        "size": options.size,
+        "batch": options.batch,
+        "threads": options.threads,
+        "prototypes": 256 if options.quick else 65536,
+        "local_pixels": LOCAL_PIXELS.get(options.size, 96),
+        **settings,
+    }
+    script = TOOLS / f"benchmark_{options.family}_{name}.py"
+    python = options.torch_python if name == "torch" else sys.executable
+    cores = sorted(os.sched_getaffinity(0))[: options.threads]
+    done = subprocess.run(
+        [python, str(script), json.dumps(settings)],
+        capture_output=True, text=True, env=environment(options.threads), check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise BenchmarkError(f"{script.name} failed on row {settings['row']}: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment of either side: thread counts fixed, one CPU device, no cache of compiled programs."""
+    dropped = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES")
+    inherited = {key: value for key, value in os.environ.items() if key not in dropped}
+    path = os.pathsep.join(filter(None, [str(TOOLS.parent), inherited.get("PYTHONPATH")]))
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return {**inherited, **counts, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), model)
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "load_before": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    facts, versions = result["machine"], result["versions"]
+    lines = [
+        f"{result['family']} {result['size']}, batch {result['batch']}, {result['dtype']}, {result['threads']} threads; "
+        f"{facts['processor']}, {facts['cores']} cores, load {facts['load_before']:.1f} to {facts['load_after']:.1f}; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "",
+        f"{'row':<10} {'ratio':>6} {'spread':>13} {'terra_jax s':>12} {'PyTorch s':>10} "
+        f"{'terra_jax GB':>13} {'PyTorch GB':>11}  PyTorch ran as",
+    ]
+    for name, row in result["rows"].items():
+        ratio, seconds, peak = row["ratio"], row["seconds"], row["peak_bytes"]
+        tried = "; ".join(
+            f"{variant} " + (f"{trial['seconds']:.3g} s" if "seconds" in trial else f"failed ({trial['error']})")
+            for variant, trial in row["torch_trials"].items()
+        )
+        lines.append(
+            f"{name:<10} {ratio['median']:>6.2f} {ratio['min']:>6.2f}-{ratio['max']:<6.2f} {seconds['jax']:>12.3f} "
+            f"{seconds['torch']:>10.3f} {peak['jax'] / 1e9:>13.2f} {peak['torch'] / 1e9:>11.2f}  "
+            f"{row['torch_variant']}" + (f" (trials: {tried})" if tried else "")
+        )
+    for depth, times in result["compile_seconds"].items():
+        lines.append(f"depth {depth}: step traced in {times['trace_seconds']:.1f} s, compiled in {times['compile_seconds']:.1f} s")
+    python = result["python"]
+    lines.append(f"Python: {python['milliseconds']:.2f} ms a step ({python['arrays']} arrays in the state)")
+    return "\n".join(lines)
+
+
+def say(message: str) -> None:
+    """Report progress."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
