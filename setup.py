@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-CONFIGS = ["terra_jax.configs", *(f"terra_jax.configs.{path.parent.name}" for path in ROOT.glob("configs/*/__init__.py"))]
+FAMILIES = [path.parent.name for path in ROOT.glob("configs/*/__init__.py")]
+CONFIGS = ["terra_jax.configs", *(f"terra_jax.configs.{family}" for family in FAMILIES)]
 
 setup(
     name="terra_jax",

@@ -3,11 +3,13 @@
 import argparse
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import NoReturn
 
 from data_pipelines.errors import DataError
-from terra_jax.errors import ConfigError, TerraJaxError
+from terra_jax.errors import TerraJaxError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,11 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     overrides = [item for item in rest if item.startswith("--config.")]
     if unknown := [item for item in rest if item not in overrides]:
-        commands[options.command].error(f"unknown option {unknown[0]!r}; see terra-jax {options.command} --help")
+        commands[options.command].error(f"unknown option {unknown[0]!r}")
     if overrides and not hasattr(options, "config"):
         commands[options.command].error(f"{overrides[0]!r}: terra-jax {options.command} takes no config")
     try:
-        options.run(options, [item.removeprefix("--") for item in overrides])
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            options.run(options, [item.removeprefix("--") for item in overrides])
     except (TerraJaxError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -79,8 +83,15 @@ def _models(options: argparse.Namespace, _: list[str]) -> None:
         print(f"{name:<{max(map(len, counts))}}  {count:>13,} parameters")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="terra-jax", description="Pretrain, convert and evaluate Earth-observation foundation models."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -129,7 +140,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     evaluate.add_argument("--copy", choices=("teacher", "student", "ema"), help="which copy a training folder gives")
     evaluate.add_argument("--split", choices=("val", "test"), default="test", help="unseen regions (default: test)")
-    evaluate.add_argument("--json", metavar="FILE", help="also write all figures there")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
 
     convert = command(
         "convert",
@@ -150,7 +161,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="[PART=]PATH",
         help="a weight file, a params folder, a working folder or one of its steps; repeat for several parts",
     )
-    convert.add_argument("--to", required=True, metavar="PATH", help="a .pt, .pth or .safetensors file, or a new folder")
+    convert.add_argument("--to", required=True, metavar="PATH", help="a .pt, .pth, .safetensors file, or a new folder")
     convert.add_argument(
         "--weights",
         dest="copy",

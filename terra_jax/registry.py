@@ -156,7 +156,7 @@ def experiment(config):
         from terra_jax.weights.rules import flatten_params
 
         params, reports = load_params(config.model, config.init.split(","))
-        fresh = {path for report in reports for path in report.fresh}
+        fresh = [path for report in reports for path in report.fresh]
         loaded = [path for path in flatten_params(params) if path not in fresh]
         return Initial({"encoder": params}, [f"encoder.{path}" for path in loaded], [f"encoder.{p}" for p in fresh])
 
@@ -164,19 +164,20 @@ def experiment(config):
 
 
 def training_folder_reader(name: str):
-    """The reader of training folders that conversion takes: (path, "teacher" | "student" | "ema") -> part -> parameters.
+    """The reader of training folders that conversion takes: (path, copy) -> part -> parameters.
 
     Raises (when called):
-        CheckpointError: if the folder holds another model.
+        WeightsError: if the folder holds another model.
     """
 
     def read(path: Path, copy: str) -> dict[str, Any]:
         from terra_jax.training import checkpoints
 
-        held = checkpoints.load_meta(path).get("model")
+        step = checkpoints.find_step(path)
+        held = checkpoints.load_meta(step).get("model")
         if held != name:
             raise WeightsError(f"{path} holds {held}, not {name}; name the model that it holds")
-        return {"encoder": checkpoints.load_params(path, copy, "encoder")}
+        return {"encoder": checkpoints.load_params(step, copy, "encoder")}
 
     return read
 

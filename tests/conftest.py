@@ -56,3 +56,22 @@ def torch():
         return importlib.import_module("torch")
     except ImportError:
         _unavailable('PyTorch is not installed; pip install "terra_jax[torch]"')
+
+
+@pytest.fixture(scope="session")
+def terra_jax_command(tmp_path_factory):
+    """`terra_jax_command("train", ...)` runs `terra-jax train ...` in this process: (status, out, err)."""
+    from command_line import runner
+
+    return runner(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(terra_jax_command, tmp_path_factory) -> Path:
+    """Working folder of a finished TerraFM run of 4 steps; not to be changed."""
+    from command_line import TINY
+
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    result = terra_jax_command("train", "--config", "terrafm/nano", "--workdir", workdir, *TINY)
+    assert result.status == 0, result.err
+    return workdir

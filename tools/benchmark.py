@@ -43,7 +43,7 @@ ROWS = {
     "step": Row("step", "2 global views, head, DINO loss, teacher, AdamW", 3),
     "multicrop": Row("multicrop", "the step with 8 local views beside", 2, local_views=8),
 }
-LOCAL_PIXELS = {"nano": 32}
+LOCAL_PIXELS = {"nano": 16}
 
 
 def main() -> int:
@@ -58,10 +58,13 @@ def main() -> int:
     parser.add_argument("--size", default="base", choices=["nano", "small", "base", "large"], help="default base")
     parser.add_argument("--batch", type=int, default=8, help="images or places a batch (default 8)")
     parser.add_argument("--threads", type=int, default=2, help="of either side (default 2)")
+    parser.add_argument(
+        "--remat", default="dots", choices=["none", "dots", "full"], help="terra_jax's rematerialisation (default dots)"
+    )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)} (default all)")
     parser.add_argument("--quick", action="store_true", help="a trial: nano, 1 pair, no torch.compile, no multi-crop")
     parser.add_argument(
-        "--torch-python", default=sys.executable, metavar="PYTHON", help="interpreter that has PyTorch (default this one)"
+        "--torch-python", default=sys.executable, metavar="PYTHON", help="interpreter with PyTorch (default: this one)"
     )
     options = parser.parse_args()
     if options.quick:
@@ -85,7 +88,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     variants = VARIANTS[:1] if options.quick else VARIANTS
     result: dict[str, Any] = {
         "family": options.family, "size": options.size, "batch": options.batch, "threads": options.threads,
-        "dtype": "float32", "machine": machine(), "rows": {}, "versions": {"python": platform.python_version()},
+        "dtype": "float32", "remat": options.remat,
+        "machine": machine(), "rows": {}, "versions": {"python": platform.python_version()},
     }  # fmt: skip
     for name in options.rows.split(","):
         result["rows"][name] = measure_row(ROWS[name], options, variants, result["versions"])
@@ -159,6 +163,7 @@ def side(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> di
         "size": options.size,
         "batch": options.batch,
         "threads": options.threads,
+        "remat": options.remat,
         "prototypes": 256 if options.quick else 65536,
         "local_pixels": LOCAL_PIXELS.get(options.size, 96),
         **settings,
@@ -191,7 +196,8 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        model = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), model)
+        named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = named[0].split(":")[1].strip() if named else model
     return {
         "processor": model,
         "cores": os.cpu_count(),
@@ -206,7 +212,8 @@ def table(result: dict[str, Any]) -> str:
     """The figures as text."""
     facts, versions = result["machine"], result["versions"]
     lines = [
-        f"{result['family']} {result['size']}, batch {result['batch']}, {result['dtype']}, {result['threads']} threads; "
+        f"{result['family']} {result['size']}, batch {result['batch']}, {result['dtype']}, "
+        f"{result['threads']} threads, remat {result['remat']}; "
         f"{facts['processor']}, {facts['cores']} cores, load {facts['load_before']:.1f} to {facts['load_after']:.1f}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
         "",
@@ -225,7 +232,8 @@ def table(result: dict[str, Any]) -> str:
             f"{row['torch_variant']}" + (f" (trials: {tried})" if tried else "")
         )
     for depth, times in result["compile_seconds"].items():
-        lines.append(f"depth {depth}: step traced in {times['trace_seconds']:.1f} s, compiled in {times['compile_seconds']:.1f} s")
+        traced, compiled = times["trace_seconds"], times["compile_seconds"]
+        lines.append(f"depth {depth}: step traced in {traced:.1f} s, compiled in {compiled:.1f} s")
     python = result["python"]
     lines.append(f"Python: {python['milliseconds']:.2f} ms a step ({python['arrays']} arrays in the state)")
     return "\n".join(lines)

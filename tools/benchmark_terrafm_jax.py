@@ -135,7 +135,7 @@ def _program(variant: Variant, settings: dict[str, Any]) -> tuple[Program, dict[
         steps=1000,
         head_hidden=settings.get("head_hidden", 2048),
         head_bottleneck=settings.get("head_bottleneck", 256),
-        encoder_options={"drop_path": 0.1},
+        encoder_options={"drop_path": 0.1, "remat": settings["remat"]},
     )
     program = build(objective, AdamW(steps=1000, learning_rate=5e-4), make_mesh())
     return program, program.place(_random_batch(recipe, batch_size))
@@ -149,8 +149,10 @@ def _random_batch(recipe: TerraFMRecipe, batch_size: int) -> dict[str, np.ndarra
         if name == "boxes":
             corner = rng.uniform(0, recipe.tile / 4, (*shape[:-1], 2))
             batch[name] = np.concatenate([corner, np.full_like(corner, recipe.tile * 3 / 4)], -1).astype(spec.dtype)
+        elif name == "frequent":
+            batch[name] = np.arange(batch_size) % 2 == 0
         elif spec.dtype == "bool":
-            batch[name] = np.arange(np.prod(shape)).reshape(shape) % 2 == 0 if name == "frequent" else np.ones(shape, bool)
+            batch[name] = np.ones(shape, bool)
         else:
             batch[name] = rng.integers(0, 4000, shape).astype(spec.dtype)
     return batch

@@ -28,7 +28,7 @@ class Size:
 
 
 SIZES = {
-    "nano": Size(96, 4, 3, patch=8, image=64),
+    "nano": Size(64, 4, 2, patch=8, image=32),
     "small": Size(384, 12, 6),
     "base": Size(768, 12, 12),
     "large": Size(1024, 24, 16),
@@ -46,6 +46,7 @@ class Projection(nn.Module):
         self.proj3 = nn.Linear(stem_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., d)."""
         return self.proj3(self.proj2(self.norm_input(self.proj1(x))))
 
 
@@ -64,6 +65,7 @@ class PatchEmbed(nn.Module):
         self.projection = Projection(stem_width, width)
 
     def forward(self, x: Tensor, stem: str) -> Tensor:
+        """Tokens of an image (batch, bands, height, width), row by row: (batch, tokens, d)."""
         tokens = getattr(self, f"conv2d_{stem}")(x).flatten(2).transpose(1, 2)
         return self.projection(tokens + getattr(self, f"{stem}_embed"))
 
@@ -78,6 +80,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend among tokens, (batch, tokens, d)."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v)
@@ -93,6 +96,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform each token by itself."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -114,6 +118,7 @@ class Block(nn.Module):
         return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
 
     def forward(self, x: Tensor) -> Tensor:
+        """One block, (batch, tokens, d)."""
         x = x + self._kept(self.attn(self.norm1(x)))
         return x + self._kept(self.mlp(self.norm2(x)))
 
@@ -195,6 +200,7 @@ class DINOHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Class tokens (batch, d) -> logits (batch, K)."""
         return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.prototypes, dim=-1))
 
 

@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
                 "same_view": False,  # inferred
                 "frozen_head_steps": 3 * STEPS_PER_EPOCH,  # inferred
             },
-            "encoder": {"drop_path": 0.1, "statistics": "ssl4eo_s12", "upstream_compat": False},  # statistics: inferred
+            "encoder": {"drop_path": 0.1, "statistics": "ssl4eo_s12"},  # statistics: inferred
             "optimizer": {  # inferred
                 "learning_rate": 7.5e-4 * 1024 / 256,
                 "warmup_steps": 10 * STEPS_PER_EPOCH,

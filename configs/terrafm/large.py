@@ -1,6 +1,7 @@
 """TerraFM-L: 200 epochs at twice the batch; the rest as the base size."""
 
 from ml_collections import ConfigDict
+
 from terra_jax.configs.terrafm import base
 
 STEPS_PER_EPOCH = base.STEPS_PER_EPOCH // 2

@@ -9,27 +9,31 @@ def get_config() -> ConfigDict:
     """A few hundred steps on small tiles of the procedural Earth."""
     config = base.get_config()
     config.model = "terrafm_nano"
-    config.steps = 300
-    config.batch_size = 32
+    config.steps = 400
+    config.batch_size = 64
     config.remat = "none"
-    config.data.update({"samples": 4096, "tile": 96, "cache": True, "threads": 2})
-    config.views.update({"global_size": 48, "local_size": 24, "local_views": 4})
-    config.objective.update({
-        "prototypes": 1024,
-        "head_hidden": 256,
-        "head_bottleneck": 64,
-        "teacher_temperature_steps": 100,
-        "teacher_momentum": 0.98,
-        "frozen_head_steps": 20,
-    })
+    config.data.update({"samples": 4096, "tile": 64, "cache": True, "threads": 2})
+    config.views.update({"global_size": 32, "local_size": 16, "local_views": 2})
+    config.objective.update(
+        {
+            "prototypes": 1024,
+            "head_hidden": 256,
+            "head_bottleneck": 64,
+            "teacher_temperature_steps": 100,
+            "teacher_momentum": 0.98,
+            "frozen_head_steps": 20,
+        }
+    )
     config.encoder.drop_path = 0.0
-    config.optimizer.update({
-        "learning_rate": 1e-3,
-        "warmup_steps": 30,
-        "final_learning_rate": 1e-5,
-        "final_weight_decay": 0.1,
-        "clip_norm": 3.0,
-    })
+    config.optimizer.update(
+        {
+            "learning_rate": 1e-3,
+            "warmup_steps": 30,
+            "final_learning_rate": 1e-5,
+            "final_weight_decay": 0.1,
+            "clip_norm": 3.0,
+        }
+    )
     config.checkpoint.every = 100
-    config.evaluation.update({"every": 100, "bank": 1024, "queries": 512, "batch_size": 128})
+    config.evaluation.update({"every": 200, "bank": 1024, "queries": 512, "batch_size": 128})
     return config

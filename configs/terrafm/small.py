@@ -1,6 +1,7 @@
 """TerraFM with a ViT-S: for one accelerator. Ours; the paper's small model has no public recipe."""
 
 from ml_collections import ConfigDict
+
 from terra_jax.configs.terrafm import base
 
 

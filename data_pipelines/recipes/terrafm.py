@@ -82,7 +82,7 @@ class TerraFMRecipe:
             "boxes": np.concatenate(boxes),
             "student_modalities": self._draw_modalities(group, views, available),
             "teacher_modalities": self._draw_modalities(group, GLOBAL_VIEWS, available),
-            "frequent": np.bool_(int(sample.attributes.get("scene", -1)) in self.frequent),
+            "frequent": np.asarray(int(sample.attributes.get("scene", -1)) in self.frequent),
         }
 
     def _draw_modalities(self, rng: np.random.Generator, views: int, available: np.ndarray) -> np.ndarray:

@@ -26,14 +26,15 @@ def random_resized_boxes(
         float32 (count, 4): top, left, height, width; whole pixels.
     """
     tries = 10
-    area = rng.uniform(*scale, (count, tries)) * extent**2
-    aspect = np.exp(rng.uniform(*np.log(ratio), (count, tries)))
+    area = rng.uniform(scale[0], scale[1], (count, tries)) * extent**2
+    aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), (count, tries)))
     place = rng.random((count, 2))
-    width, height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    width = np.rint(np.sqrt(area * aspect))
+    height = np.rint(np.sqrt(area / aspect))
     fits = (width >= 1) & (height >= 1) & (width <= extent) & (height <= extent)
-    first = fits.argmax(1)
+    first, some = np.argmax(fits, axis=1), np.asarray(np.any(fits, axis=1))
     side = max(1, min(extent, int(np.sqrt(scale[1]) * extent)))
-    some, rows = fits.any(1), np.arange(count)
+    rows = np.arange(count)
     size = np.where(some[:, None], np.stack([height[rows, first], width[rows, first]], 1), side)
     corner = np.floor(place * (extent - size + 1))
     corner = np.where(some[:, None], corner, (extent - side) // 2)

@@ -13,6 +13,7 @@ import numpy as np
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 FRACTIONS = (0.01, 1.0)
+DRAWS = 10
 
 
 def knn_predict(
@@ -133,28 +134,34 @@ def evaluate_knn(
         One score a fraction, of plain Python values that JSON can hold: `fraction`, `bank`, `queries` (sample counts),
         `accuracy`, `macro_accuracy`, `classes` (name -> accuracy and `bank`, `queries` counts) and `rarest` (names of
         the three classes with the fewest samples in the whole bank among those that the queries hold, rarest first).
+        A small share depends on which labels it holds: accuracies are means over DRAWS choices of them.
     """
     bank_labels, query_labels = np.asarray(bank_labels), np.asarray(query_labels)
+    rarest = [names[c] for c, _ in rarest_classes(bank_labels, among=query_labels)]
     scores = []
     for fraction in fractions:
-        kept = label_fraction(bank_labels, fraction, seed)
-        predicted = knn_predict(bank[kept], bank_labels[kept], queries, k=k, temperature=temperature)
+        draws = [label_fraction(bank_labels, fraction, seed + i) for i in range(1 if fraction == 1 else DRAWS)]
+        predictions = [
+            knn_predict(bank[kept], bank_labels[kept], queries, k=k, temperature=temperature) for kept in draws
+        ]
+        by_class = [per_class_accuracy(predicted, query_labels) for predicted in predictions]
+        macro = [macro_accuracy(predicted, query_labels) for predicted in predictions]
         scores.append(
             {
                 "fraction": float(fraction),
-                "bank": len(kept),
+                "bank": len(draws[0]),
                 "queries": len(query_labels),
-                "accuracy": accuracy(predicted, query_labels),
-                "macro_accuracy": macro_accuracy(predicted, query_labels),
+                "accuracy": float(np.mean([accuracy(predicted, query_labels) for predicted in predictions])),
+                "macro_accuracy": float(np.mean(macro)),
                 "classes": {
                     names[c]: {
-                        "accuracy": score,
-                        "bank": int(np.sum(bank_labels[kept] == c)),
+                        "accuracy": float(np.mean([of_class[c] for of_class in by_class])),
+                        "bank": int(np.sum(bank_labels[draws[0]] == c)),
                         "queries": int(np.sum(query_labels == c)),
                     }
-                    for c, score in per_class_accuracy(predicted, query_labels).items()
+                    for c in by_class[0]
                 },
-                "rarest": [names[c] for c, _ in rarest_classes(bank_labels, among=query_labels)],
+                "rarest": rarest,
             }
         )
     return scores

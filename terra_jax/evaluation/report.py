@@ -10,7 +10,7 @@ import numpy as np
 # a muted palette that stays apart in print and for most colour-blind readers
 _MODEL, _BASELINES = "#1f4e79", ("#b5651d", "#5f7f5f", "#7a6a8a", "#777777")
 _RAW, _TEXT, _GRID = "#b9cbdc", "#2b2b2b", "#e4e4e4"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -72,7 +72,7 @@ def report_png(
         figure = Figure(figsize=(13, height), dpi=110, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         figure.suptitle(title or "Pretraining report", fontsize=13, fontweight="bold", x=0.008, ha="left")
-        curves, pictures = figure.subfigures(2, 1, height_ratios=[6.6, max(0.01, height - 6.6)], hspace=0.03)
+        curves, pictures = figure.subfigures(2, 1, height_ratios=[6.6, max(0.01, height - 6.6)], hspace=0.03)  # type: ignore[misc]
         grid = curves.add_gridspec(2, 12)
         _draw_loss(curves.add_subplot(grid[0, :6]), history)
         _draw_diagnostic(curves.add_subplot(grid[0, 6:9]), history, "entropy", "Teacher entropy", "nats")

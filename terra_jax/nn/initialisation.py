@@ -22,8 +22,12 @@ def initialise(make: Make, seed: int = 0) -> nnx.Module:
 
 def initial_params(make: Make, seed: int = 0) -> dict[str, Any]:
     """The random parameters alone, as a nested dict; equal to those of `initialise`."""
-    draw = lambda: nnx.to_pure_dict(nnx.state(make(nnx.Rngs(jax.random.key(seed))), nnx.Param))  # noqa: E731
-    return jax.jit(draw, compiler_options=run_once_options())()
+    return jax.jit(lambda: draw_params(make, seed), compiler_options=run_once_options())()
+
+
+def draw_params(make: Make, seed: int = 0) -> dict[str, Any]:
+    """`initial_params` for use inside a function that is compiled already."""
+    return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(jax.random.key(seed))), nnx.Param))
 
 
 def run_once_options() -> dict[str, Any]:

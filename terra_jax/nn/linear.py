@@ -1,7 +1,7 @@
 """Affine maps and the norm that all families share; every parameter carries the logical names of its axes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-Initialiser = jax.nn.initializers.Initializer
+Initialiser = Callable[..., Array]
+"""(key, shape, dtype) -> values, as `jax.nn.initializers` makes them."""
 
 trunc_normal = jax.nn.initializers.truncated_normal(stddev=0.02)
 zeros = jax.nn.initializers.zeros
@@ -76,7 +77,4 @@ def kaiming_uniform_fan_in(fan_in: int) -> Initialiser:
     """PyTorch's default for convolutions and their biases: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key, shape, dtype=jnp.float32, **_):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)

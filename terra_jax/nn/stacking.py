@@ -4,6 +4,7 @@ Compile time does not grow with depth, and a rematerialisation policy is one wor
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +53,13 @@ class Stack(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None, *, every: bool = False
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "depth b n d"] | None]:
+    ) -> tuple[Float[Array, "b n d"], Any]:
         """Run all blocks.
 
         Args:
             x: tokens.
             key: randomness of drop path; None runs deterministically.
-            every: also return the output of every block.
+            every: also return the output of every block, (depth, b, n, d).
         """
         graphdef, stacked = nnx.split(self.blocks)
         rates = jnp.linspace(0.0, self.drop_path, self.depth)

@@ -121,16 +121,14 @@ class LandCoverKNN:
 
 
 def input_sets(modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Name -> modalities of each set that is scored: every one alone, and the first two sensors fused.
+    """Name -> modalities of each set that is scored: two sensors fused, then every modality alone.
 
     A fused set pairs the first Sentinel-2 product with the first Sentinel-1 one.
     """
-    sets = {name: (name,) for name in modalities}
     optical = [name for name in modalities if name.startswith("S2")]
     radar = [name for name in modalities if name.startswith("S1")]
-    if optical and radar:
-        sets[f"{optical[0]}+{radar[0]}"] = (optical[0], radar[0])
-    return sets
+    fused = {f"{optical[0]}+{radar[0]}": (optical[0], radar[0])} if optical and radar else {}
+    return {**fused, **{name: (name,) for name in modalities}}
 
 
 def figures(scores: Scores) -> dict[str, float]:

@@ -72,7 +72,7 @@ def experiment(config: ConfigDict) -> Experiment:
             threads=config.data.threads,
         )
 
-    def evaluate(bind: Bind, state: Mapping[str, Any], step: int) -> dict[str, float]:
+    def evaluate(knn: LandCoverKNN, bind: Bind, state: Mapping[str, Any], step: int) -> dict[str, float]:
         latest.clear()
         latest[step] = knn(bind, state["extra"]["teacher"])
         return figures(latest[step])
@@ -80,7 +80,7 @@ def experiment(config: ConfigDict) -> Experiment:
     return Experiment(
         objective=objective,
         loader=loader,
-        evaluators={"knn": evaluate} if knn else {},
+        evaluators={"knn": partial(evaluate, knn)} if knn else {},
         report=partial(_report, config, source, objective, knn, reason, latest),
     )
 
@@ -169,8 +169,8 @@ def tile_batches(source: Source, recipe: TileRecipe, indices: np.ndarray, batch_
             arrays = recipe(sample, int(i))
         except DataError:
             return None
-        cloud = np.float32(sample.attributes.get("cloud_fraction", 0))
-        return {**arrays, "scene": np.int32(source.index.scene[i]), "cloud": cloud}
+        cloud = np.asarray(sample.attributes.get("cloud_fraction", 0), np.float32)
+        return {**arrays, "scene": np.asarray(source.index.scene[i], np.int32), "cloud": cloud}
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         for start in range(0, len(indices), batch_size):
@@ -270,13 +270,13 @@ def _pictures(source: Source, objective: TerraFMObjective, tile: int, bind: Bind
     """Colour composites of a few tiles and their last feature maps, of the run's first optical modality if any."""
     indices = evaluation_indices(source, "val", PICTURES)
     if not len(indices):
-        indices = np.arange(min(PICTURES, len(source)))
+        indices = np.arange(len(source))
     shown = min(objective.modalities, key=lambda name: not name.startswith("S2"))
     batch = next(tile_batches(source, TileRecipe((shown,), tile), indices, PICTURES))
 
     @jax.jit
     def feature_maps(params, batch):
-        boxes = jnp.tile(jnp.array([0.0, 0.0, tile, tile]), (len(indices), 1, 1))
+        boxes = jnp.tile(jnp.array([0.0, 0.0, tile, tile]), (len(batch[f"{shown}/10"]), 1, 1))
         views = standardised_views(batch, boxes, objective.global_size, (shown,), objective.statistics)
         return bind(params).encoder.feature_maps({shown: next(iter(views.values()))}, normalised=True)[-1]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from terra_jax.errors import ConfigError
-from terra_jax.nn.initialisation import abstract, initial_params
+from terra_jax.nn.initialisation import abstract, draw_params
 from terra_jax.terrafm.experiment import evaluate, experiment
 from terra_jax.terrafm.model import TerraFM
 from terra_jax.terrafm.torch_weights import weight_map
@@ -44,7 +44,7 @@ def spec(name: str, **overrides: Any) -> ModelSpec:
 
     def fresh() -> dict[str, Any]:
         # Zero keys score all modalities alike: fusion without trained keys is uniform attention.
-        params = initial_params(make)
+        params = draw_params(make)
         fusion = params["patch_embed"]["fusion"]
         fusion["key"] = jnp.zeros_like(fusion["key"])
         return params
@@ -59,7 +59,7 @@ def assemble(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _split(name: str, overrides: Mapping[str, Any]) -> tuple[Variant, dict[str, Any]]:
     sizes = {field.name for field in dataclasses.fields(Variant)}
-    options = set(inspect.signature(TerraFM).parameters) - {"variant", "rngs"}
+    options = set(inspect.signature(TerraFM.__init__).parameters) - {"self", "variant", "rngs"}
     for key in overrides:
         if key not in sizes | options:
             near = difflib.get_close_matches(key, sizes | options, n=2) or sorted(sizes | options)

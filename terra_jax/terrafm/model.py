@@ -16,7 +16,7 @@ from terra_jax.nn.stacking import Stack
 from terra_jax.nn.transformer import Block
 from terra_jax.terrafm.stems import PatchEmbedding
 from terra_jax.terrafm.torch_weights import weight_map
-from terra_jax.terrafm.variants import Variant
+from terra_jax.terrafm.variants import STEM_RATIO, Variant
 from terra_jax.weights.rules import WeightMap
 
 STEMS = {"S2L2A": "s2_l2a", "S2L1C": "s2_l1c", "S1RTC": "s1", "S1GRD": "s1"}
@@ -59,7 +59,7 @@ class TerraFM(nnx.Module):
         self.grid = v.image // v.patch
         self.patch_embed = PatchEmbedding(
             patch=v.patch,
-            stem_width=v.stem_ratio * width,
+            stem_width=STEM_RATIO * width,
             width=width,
             heads=v.fusion_heads,
             queries=v.queries,

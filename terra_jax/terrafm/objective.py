@@ -123,7 +123,10 @@ class TerraFMObjective:
         temperature = linear_ramp(step, *self.teacher_temperature, self.teacher_temperature_steps)
         targets = dual_centred(teacher_logits, extra["centre"], extra["frequent_centre"], self.alpha, temperature)
         loss = cross_entropy_of_views(
-            targets, jnp.concatenate(student_logits, axis=1), self._pairs(boxes.shape[1]), self.student_temperature
+            targets,
+            jnp.concatenate(student_logits, axis=1),
+            jnp.asarray(self._pairs(boxes.shape[1])),
+            self.student_temperature,
         )
         frequent = batch["frequent"].astype(jnp.float32)
         tally = {
@@ -132,7 +135,12 @@ class TerraFMObjective:
             "frequent_logits": jnp.einsum("b,btk->k", frequent, teacher_logits),
             "frequent_count": GLOBAL_VIEWS * frequent.sum(),
         }
-        return loss, (tally, {"teacher_entropy": entropy(targets), "frequent_share": frequent.mean()})
+        metrics = {
+            "teacher_entropy": entropy(targets),
+            "prototype_entropy": entropy(targets.mean((0, 1))),  # low: few prototypes serve all, a collapse
+            "frequent_share": frequent.mean(),
+        }
+        return loss, (tally, metrics)
 
     def after_update(self, extra: PyTree, params: Params, tally: PyTree, step) -> PyTree:
         """Move the teacher and both centres."""

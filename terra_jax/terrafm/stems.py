@@ -1,5 +1,6 @@
 """TerraFM's modality stems and the per-position cross-modal fusion (paper, section 3; reviews and code comments)."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -62,7 +63,8 @@ class Fusion(nnx.Module):
         weights = jax.nn.softmax(logits, axis=-1, where=present[:, None, None, None, :]).astype(values.dtype)
         split = values.reshape(*values.shape[:3], 1, heads, size)
         # A handful of modalities: sums of products, which fuse, where a batched matmul would be thousands of tiny ones.
-        fused = sum(weights[..., m, None] * split[:, m] for m in range(values.shape[1]))
+        parts = [weights[..., m, None] * split[:, m] for m in range(values.shape[1])]
+        fused = functools.reduce(jnp.add, parts)
         return fused.reshape(*fused.shape[:3], heads * size)
 
     def pooled(self, fused: Float[Array, "b n q e"]) -> Float[Array, "b n e"]:

@@ -2,7 +2,7 @@
 
 from terra_jax.terrafm.stems import STEM_CHANNELS
 from terra_jax.terrafm.variants import Variant
-from terra_jax.weights.rules import Rule, WeightMap, linear, norm
+from terra_jax.weights.rules import Ignored, Rule, WeightMap, linear, norm
 
 
 def weight_map(variant: Variant) -> WeightMap:
@@ -38,5 +38,6 @@ def weight_map(variant: Variant) -> WeightMap:
         *linear(f"{torch}.mlp.fc1", f"{jax}.mlp.up"),
         *linear(f"{torch}.mlp.fc2", f"{jax}.mlp.down"),
         *norm("norm", "norm"),
+        Ignored("head.*"),  # of a classifier or of pretraining; the public forward uses none
         training_only=("patch_embed.fusion",),
     )

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+STEM_RATIO = 3
+"""Width of the modality stems, in widths of the transformer: fixed in the public class."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -11,7 +14,6 @@ class Variant:
         width, depth, heads: of the vision transformer.
         patch: pixels per side of a patch.
         image: pixels per side of the image that the position table was made for.
-        stem_ratio: width of the modality stems, in widths of the transformer.
         queries: learned queries of the cross-modal fusion.
         fusion_heads: heads of the cross-modal fusion (unpublished; Panopticon's value).
     """
@@ -21,13 +23,12 @@ class Variant:
     heads: int
     patch: int = 16
     image: int = 224
-    stem_ratio: int = 3
     queries: int = 5
     fusion_heads: int = 16
 
 
 VARIANTS = {
-    "terrafm_nano": Variant(width=64, depth=4, heads=2, patch=8, image=48),
+    "terrafm_nano": Variant(width=64, depth=4, heads=2, patch=8, image=32, queries=2, fusion_heads=8),
     "terrafm_small": Variant(width=384, depth=12, heads=6),
     "terrafm_base": Variant(width=768, depth=12, heads=12),
     "terrafm_large": Variant(width=1024, depth=24, heads=16),

@@ -96,15 +96,25 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 def remember(config: ConfigDict, workdir: Path) -> None:
     """Write `WORKDIR/config.json`, by which `check_workdir` knows the run."""
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{workdir} cannot be made ({error.strerror}); choose another --workdir") from error
         write_json(workdir / "config.json", as_json(config))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside, then rename."""
+    """Write JSON aside, then rename.
+
+    Raises:
+        ConfigError: the place cannot be written.
+    """
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
-    os.replace(aside, path)
+    try:
+        aside.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
+        os.replace(aside, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path) -> None:

@@ -11,7 +11,7 @@ from data_pipelines.recipes.spec import ArraySpec
 PyTree: TypeAlias = Any
 Params: TypeAlias = dict[str, Any]
 """Nested dict of parameter arrays, keyed as the module's attributes: `params["encoder"]["blocks"][...]`."""
-Bind: TypeAlias = Callable[[Params], nnx.Module]
+Bind: TypeAlias = Callable[[Params], Any]
 """Puts parameters (or an EMA copy of them) into the module that `Objective.build` made."""
 
 

@@ -21,6 +21,9 @@ from terra_jax.training.config import as_json, write_json
 from terra_jax.training.experiment import BatchStream, Experiment
 from terra_jax.training.metrics import CsvLog, Progress, TensorBoard, read_csv
 
+SHOWN_FIGURES = 4
+"""How many of an evaluation's figures are printed; evaluations.csv has them all."""
+
 
 class Recorder:
     """The bookkeeping of one run, to be used as a context manager.
@@ -140,7 +143,8 @@ class Recorder:
         if self.is_first:
             self.evaluations.write({"step": step, **figures})
             self.board.write(step, figures)
-        self.progress.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        shown = list(figures.items())[:SHOWN_FIGURES]
+        self.progress.say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in shown))
         self.last = time.perf_counter()
 
     def save(self, step: int, state: State) -> None:

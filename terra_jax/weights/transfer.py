@@ -229,11 +229,13 @@ def _initialised(paths: tuple[str, ...], fresh: Callable[[], Params] | None) -> 
         raise ValueError(f"{', '.join(paths)} must be initialised, but no initial values are given")
     import jax
 
+    from terra_jax.nn.initialisation import run_once_options
+
     def chosen() -> dict[str, Any]:
         leaves = flatten_params(fresh())
         return {path: leaves[path] for path in paths}
 
-    return {path: np.asarray(leaf) for path, leaf in jax.jit(chosen)().items()}
+    return {path: np.asarray(leaf) for path, leaf in jax.jit(chosen, compiler_options=run_once_options())().items()}
 
 
 def _account(

@@ -7,7 +7,8 @@ from terra_jax.evaluation.features import extract_features
 
 
 def batches(samples, size):
-    return ({"x": samples[i : i + size], "label": np.arange(len(samples))[i : i + size]} for i in range(0, len(samples), size))
+    labels = np.arange(len(samples))
+    return ({"x": samples[i : i + size], "label": labels[i : i + size]} for i in range(0, len(samples), size))
 
 
 @pytest.mark.parametrize("count", [1, 4, 10, 12])

@@ -153,7 +153,7 @@ def test_band_statistics_need_rasters():
 def test_standardised_by_the_banks_own_figures():
     rng = np.random.default_rng(0)
     bank = np.concatenate([rng.normal(500, 20, (100, 3)), np.full((100, 1), 7.0)], axis=1)
-    queries = bank[:5] + [20, 0, 0, 1]
+    queries = bank[:5] + np.array([20, 0, 0, 1])
     unit, moved = knn.standardised(bank, queries)
     np.testing.assert_allclose(unit[:, :3].mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(unit[:, :3].std(0), 1, rtol=1e-5)

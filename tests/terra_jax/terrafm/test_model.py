@@ -61,7 +61,7 @@ def test_masked_modalities_have_no_influence_and_no_gradient(model, stems):
     assert np.array_equal(encode(spoilt), encode(stems))
     gradient = jax.grad(lambda images: jnp.square(encode(images)).sum())(stems)
     assert not gradient[name].any()
-    assert gradient[list(stems)[0]].any()
+    assert gradient[next(iter(stems))].any()
     assert not gradient[list(stems)[2]][1].any() and gradient[list(stems)[2]][0].any()
 
 
@@ -132,7 +132,9 @@ def test_positions_are_resampled_unless_the_square_grid_is_the_tables(model):
     assert model._positions(32, 128).shape == table.shape and not np.allclose(model._positions(32, 128), table)
 
 
-@pytest.mark.parametrize("inputs, culprit", [({"DEM": 1}, "DEM"), ({}, "no input"), ({"S1RTC": 2, "S1GRD": 2}, "S1GRD")])
+@pytest.mark.parametrize(
+    "inputs, culprit", [({"DEM": 1}, "DEM"), ({}, "no input"), ({"S1RTC": 2, "S1GRD": 2}, "S1GRD")]
+)
 def test_inputs_that_do_not_fit_are_named(model, inputs, culprit):
     images = {name: np.zeros((1, 64, 64, channels), np.float32) for name, channels in inputs.items()}
     with pytest.raises(ConfigError, match=culprit):

@@ -15,7 +15,7 @@ from terra_jax.training.build import build
 from terra_jax.training.optimiser import AdamW
 
 MODALITIES = ("S2L2A", "S2L1C", "S1RTC")
-TINY = Variant(width=32, depth=2, heads=2, patch=8, image=16, stem_ratio=2, queries=2, fusion_heads=4)
+TINY = Variant(width=32, depth=2, heads=2, patch=8, image=16, queries=2, fusion_heads=4)
 STEPS = 20
 
 

@@ -1,0 +1,60 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def run(repository, *arguments):
+    return subprocess.run(
+        [sys.executable, str(repository / "tools" / "benchmark.py"), *arguments],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_quick_run_reports_every_figure(repository, torch, tmp_path):
+    done = run(repository, "terrafm", "--quick", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "figures.json").read_text())
+    for name in ("forward", "step"):
+        row = result["rows"][name]
+        assert row["ratio"]["min"] <= row["ratio"]["median"] <= row["ratio"]["max"]
+        assert all(row[figure][side] > 0 for figure in ("seconds", "peak_bytes") for side in ("torch", "jax"))
+        assert name in done.stdout
+    assert set(result["compile_seconds"]) == {"12", "24"}
+    assert result["python"]["milliseconds"] > 0
+    assert {"torch", "jax", "flax", "python"} <= set(result["versions"])
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "backward"], "unknown row 'backward'"),
+        (["--pairs", "0"], "--pairs must be at least 1"),
+        (["--json", "/no/such/folder/x.json"], "make it first"),
+        (["--torch-python", "/no/such/python"], "/no/such/python"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(repository, arguments, message):
+    done = run(repository, "terrafm", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_without_pytorch_the_cure_is_named(repository, tmp_path):
+    """An interpreter without site packages has no PyTorch."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    done = run(repository, "terrafm", "--torch-python", str(bare))
+    assert done.returncode == 2
+    assert 'pip install "terra_jax[torch]"' in done.stderr
+
+
+def test_help_has_an_example(repository):
+    done = run(repository, "--help")
+    assert done.returncode == 0
+    assert "python tools/benchmark.py terrafm --json" in done.stdout
