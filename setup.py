@@ -15,6 +15,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=[*find_packages(include=["terra_jax*", "data_pipelines*"]), *CONFIGS],
     package_dir={"terra_jax.configs": "configs"},
@@ -49,7 +50,6 @@ setup(
     },
     entry_points={"console_scripts": ["terra-jax=terra_jax.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
