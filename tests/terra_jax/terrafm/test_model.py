@@ -103,7 +103,7 @@ def test_l1c_takes_thirteen_raw_bands_and_drops_cirrus(model):
 def test_rgb_only_input_needs_a_fill_by_name(model):
     rgb = np.full((1, 64, 64, 3), 900.0, np.float32)
     bands = {"S2L2A": ["B04", "B03", "B02"]}
-    assert model({"S2L2A": rgb}, bands=bands, fill="mean").shape == (1, 96)
+    assert model({"S2L2A": rgb}, bands=bands, fill="mean").shape == (1, NANO.width)
     with pytest.raises(ConfigError, match="fill="):
         model({"S2L2A": rgb}, bands=bands)
 
@@ -119,17 +119,17 @@ def test_upstream_compat_sends_l2a_through_the_l1c_stem(model, images):
 
 
 def test_feature_maps_and_other_sizes(model, images):
-    wide = jnp.tile(images["S1RTC"], (1, 1, 2, 1))[:, :48]
+    wide = jnp.tile(images["S1RTC"], (1, 1, 2, 1))[:, :24]
     maps = model.feature_maps({"S1RTC": wide}, blocks=(1, 3), normalised=True)
-    assert [m.shape for m in maps] == [(2, 6, 16, 96)] * 2
+    assert [m.shape for m in maps] == [(2, 3, 8, NANO.width)] * 2
     assert len(model.feature_maps({"S1RTC": images["S1RTC"]}, normalised=True)) == 4
 
 
 def test_positions_are_resampled_unless_the_square_grid_is_the_tables(model):
     table = model.positions[...]
-    assert np.array_equal(model._positions(64, 64), table)
-    assert np.array_equal(model._positions(67, 67), table)
-    assert model._positions(32, 128).shape == table.shape and not np.allclose(model._positions(32, 128), table)
+    assert np.array_equal(model._positions(32, 32), table)
+    assert np.array_equal(model._positions(35, 35), table)
+    assert model._positions(16, 64).shape == table.shape and not np.allclose(model._positions(16, 64), table)
 
 
 @pytest.mark.parametrize(
