@@ -128,7 +128,7 @@ class Recorder:
             if not math.isfinite(values[name]):
                 raise TerraJaxError(
                     f"{name} is {values[name]} at step {step}; the last checkpoint is kept: "
-                    "lower --config.optimizer.learning_rate or look for bad values in the data with `terra-jax audit`"
+                    "lower --config.optimizer.learning_rate, or look for bad values in the data"
                 )
 
     def evaluate(self, step: int, state: State) -> None:
