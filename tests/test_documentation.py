@@ -140,7 +140,7 @@ def check_outputs(said: Mapping[str, str]) -> None:
 def check_names(names: Mapping[str, Any]) -> None:
     assert names["one"].shape == names["fused"].shape == names["few"].shape == (2, 64)
     assert names["public"].stems["S2L2A"] == "s2_l1c"
-    assert [chart.shape for chart in names["maps"]] == [(2, 6, 6, 64)] * 2
+    assert [chart.shape for chart in names["maps"]] == [(2, 12, 12, 64)] * 2
     assert len(names["shapes"]) == 308
     again, trained = open_state("again.safetensors"), open_state("terrafm_nano.pt")
     assert list(again) == list(trained)

@@ -43,7 +43,7 @@ ROWS = {
     "step": Row("step", "2 global views, head, DINO loss, teacher, AdamW", 3),
     "multicrop": Row("multicrop", "the step with 8 local views beside", 2, local_views=8),
 }
-LOCAL_PIXELS = {"nano": 16}
+LOCAL_PIXELS = {"nano": 8}
 
 
 def main() -> int:

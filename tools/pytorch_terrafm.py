@@ -28,7 +28,7 @@ class Size:
 
 
 SIZES = {
-    "nano": Size(64, 4, 2, patch=8, image=32),
+    "nano": Size(64, 4, 2, patch=4, image=16),
     "small": Size(384, 12, 6),
     "base": Size(768, 12, 12),
     "large": Size(1024, 24, 16),

@@ -9,18 +9,18 @@ def get_config() -> ConfigDict:
     """A few hundred steps on small tiles of the procedural Earth."""
     config = base.get_config()
     config.model = "terrafm_nano"
-    config.steps = 400
+    config.steps = 450
     config.batch_size = 64
     config.remat = "none"
-    config.data.update({"samples": 4096, "tile": 64, "cache": True, "threads": 2})
-    config.views.update({"global_size": 32, "local_size": 16, "local_views": 2})
+    config.data.update({"samples": 8192, "tile": 64, "cache": True, "threads": 2})
+    config.views.update({"global_size": 16, "local_size": 8, "local_views": 2})
     config.objective.update(
         {
             "prototypes": 1024,
             "head_hidden": 256,
             "head_bottleneck": 64,
             "teacher_temperature_steps": 100,
-            "teacher_momentum": 0.98,
+            "teacher_momentum": 0.99,
             "frozen_head_steps": 20,
         }
     )
@@ -35,5 +35,5 @@ def get_config() -> ConfigDict:
         }
     )
     config.checkpoint.every = 100
-    config.evaluation.update({"every": 200, "bank": 1024, "queries": 512, "batch_size": 128})
+    config.evaluation.update({"every": 200, "bank": 2048, "queries": 1024, "batch_size": 128})
     return config

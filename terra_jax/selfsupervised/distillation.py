@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 
 def cross_entropy_of_views(
@@ -62,17 +62,6 @@ def update_centre(
 def ema(average, current, momentum: Float[Array, ""]):
     """theta_t <- m theta_t + (1 - m) theta_s, leaf by leaf."""
     return jax.tree.map(lambda a, c: momentum * a + (1 - momentum) * c, average, current)
-
-
-def linear_ramp(step: Int[Array, ""], start: float, end: float, steps: int) -> Float[Array, ""]:
-    """From `start` at step 0 to `end` at step `steps`, constant after."""
-    return start + (end - start) * jnp.clip(step / max(steps, 1), 0.0, 1.0)
-
-
-def cosine_ramp(step: Int[Array, ""], start: float, end: float, steps: int) -> Float[Array, ""]:
-    """From `start` at step 0 to `end` at step `steps` along half a cosine, constant after."""
-    progress = jnp.clip(step / max(steps, 1), 0.0, 1.0)
-    return end + (start - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
 
 def entropy(probabilities: Float[Array, "*b k"]) -> Float[Array, ""]:

@@ -267,17 +267,21 @@ def _scores_at(row: Mapping[str, Any], inputs: str) -> dict[str, Any]:
 
 
 def _pictures(source: Source, objective: TerraFMObjective, tile: int, bind: Bind, params: Params):
-    """Colour composites of a few tiles and their last feature maps, of the run's first optical modality if any."""
+    """Colour composites of a few tiles and their last feature maps, at the tiles' own resolution.
+
+    Of the run's first optical modality, if any.
+    """
     indices = evaluation_indices(source, "val", PICTURES)
     if not len(indices):
         indices = np.arange(len(source))
     shown = min(objective.modalities, key=lambda name: not name.startswith("S2"))
+    size = tile - tile % objective.variant.patch
     batch = next(tile_batches(source, TileRecipe((shown,), tile), indices, PICTURES))
 
     @jax.jit
     def feature_maps(params, batch):
         boxes = jnp.tile(jnp.array([0.0, 0.0, tile, tile]), (len(batch[f"{shown}/10"]), 1, 1))
-        views = standardised_views(batch, boxes, objective.global_size, (shown,), objective.statistics)
+        views = standardised_views(batch, boxes, size, (shown,), objective.statistics)
         return bind(params).encoder.feature_maps({shown: next(iter(views.values()))}, normalised=True)[-1]
 
     features = np.asarray(feature_maps(params, {k: v for k, v in batch.items() if "/" in k}))

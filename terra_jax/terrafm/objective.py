@@ -14,18 +14,17 @@ from data_pipelines.modalities import modality
 from data_pipelines.recipes.spec import ArraySpec, check_batch
 from terra_jax.nn.resizing import band_order, crop_resize
 from terra_jax.selfsupervised.distillation import (
-    cosine_ramp,
     cross_entropy_of_views,
     dual_centred,
     ema,
     entropy,
-    linear_ramp,
     update_centre,
 )
 from terra_jax.selfsupervised.heads import ProjectionHead
 from terra_jax.terrafm.model import STEMS, TerraFM, input_bands
 from terra_jax.terrafm.variants import Variant
 from terra_jax.training.objective import Bind, Params, PyTree
+from terra_jax.training.schedules import cosine_ramp, linear_ramp
 
 GLOBAL_VIEWS = 2
 
@@ -139,6 +138,8 @@ class TerraFMObjective:
             "teacher_entropy": entropy(targets),
             "prototype_entropy": entropy(targets.mean((0, 1))),  # low: few prototypes serve all, a collapse
             "frequent_share": frequent.mean(),
+            "centre_norm": jnp.linalg.norm(extra["centre"]),
+            "frequent_centre_norm": jnp.linalg.norm(extra["frequent_centre"]),
         }
         return loss, (tally, metrics)
 

@@ -28,7 +28,7 @@ class Variant:
 
 
 VARIANTS = {
-    "terrafm_nano": Variant(width=64, depth=4, heads=2, patch=8, image=32, queries=2, fusion_heads=8),
+    "terrafm_nano": Variant(width=64, depth=4, heads=2, patch=4, image=16, queries=2, fusion_heads=8),
     "terrafm_small": Variant(width=384, depth=12, heads=6),
     "terrafm_base": Variant(width=768, depth=12, heads=12),
     "terrafm_large": Variant(width=1024, depth=24, heads=16),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from terra_jax.errors import ConfigError
+from terra_jax.training.schedules import cosine_ramp, linear_ramp
 
 PyTree = Any
 
@@ -60,16 +61,15 @@ class AdamW:
 
     def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
         """Learning rate of the update number `step`, counted from 0."""
-        warmup = self.learning_rate * jnp.minimum(step, self.warmup_steps) / max(self.warmup_steps, 1)
-        progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
-        return jnp.where(
-            step < self.warmup_steps, warmup, _cosine(self.learning_rate, self.final_learning_rate, progress)
-        )
+        warmup = linear_ramp(step, 0.0, self.learning_rate, self.warmup_steps)
+        rest = self.steps - self.warmup_steps
+        after = cosine_ramp(step - self.warmup_steps, self.learning_rate, self.final_learning_rate, rest)
+        return jnp.where(step < self.warmup_steps, warmup, after)
 
     def weight_decay_at(self, step: jax.Array | int) -> jax.Array:
         """Weight decay of the update number `step`, counted from 0."""
         final = self.weight_decay if self.final_weight_decay is None else self.final_weight_decay
-        return _cosine(self.weight_decay, final, step / self.steps)
+        return cosine_ramp(step, self.weight_decay, final, self.steps)
 
     def transform(self, axes: PyTree, frozen: Mapping[str, int]) -> optax.GradientTransformation:
         """Make the optax transformation for parameters with the given logical axes.
@@ -114,10 +114,6 @@ def clip_by_tensor(max_norm: float, axes: PyTree) -> optax.GradientTransformatio
         return gradient * jnp.minimum(1.0, max_norm / (norm + 1e-6))
 
     return optax.stateless(lambda updates, _: _map_with_axes(clip, updates, axes))
-
-
-def _cosine(first: float, last: float, progress: jax.Array | float) -> jax.Array:
-    return last + 0.5 * (first - last) * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
 
 
 def _map_with_axes(function: Any, tree: PyTree, axes: PyTree) -> PyTree:

@@ -1,18 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terra_jax.selfsupervised.distillation import (
-    cosine_ramp,
     cross_entropy_of_views,
     dual_centred,
     ema,
     entropy,
-    linear_ramp,
     update_centre,
 )
 from terra_jax.selfsupervised.heads import ProjectionHead
@@ -54,13 +51,6 @@ def test_a_centre_without_examples_stays():
     assert np.array_equal(update_centre(centre, jnp.zeros(2), jnp.float32(0), 0.9), centre)
     moved = update_centre(centre, jnp.array([4.0, 4.0]), jnp.float32(2), 0.9)
     np.testing.assert_allclose(moved, 0.9 * centre + 0.1 * 2.0, rtol=1e-6)
-
-
-def test_ramps_start_end_and_stay():
-    for ramp in (linear_ramp, cosine_ramp):
-        values = [float(ramp(jnp.int32(s), 0.04, 0.06, 10)) for s in (0, 5, 10, 99)]
-        np.testing.assert_allclose(values, [0.04, 0.05, 0.06, 0.06], rtol=1e-5)
-    assert float(linear_ramp(jnp.int32(0), 0.04, 0.06, 0)) == pytest.approx(0.04)
 
 
 def test_ema_and_entropy():

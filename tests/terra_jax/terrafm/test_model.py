@@ -119,7 +119,7 @@ def test_upstream_compat_sends_l2a_through_the_l1c_stem(model, images):
 
 
 def test_feature_maps_and_other_sizes(model, images):
-    wide = jnp.tile(images["S1RTC"], (1, 1, 2, 1))[:, :24]
+    wide = jnp.tile(images["S1RTC"], (1, 1, 2, 1))[:, : 3 * NANO.patch]
     maps = model.feature_maps({"S1RTC": wide}, blocks=(1, 3), normalised=True)
     assert [m.shape for m in maps] == [(2, 3, 8, NANO.width)] * 2
     assert len(model.feature_maps({"S1RTC": images["S1RTC"]}, normalised=True)) == 4
@@ -127,9 +127,10 @@ def test_feature_maps_and_other_sizes(model, images):
 
 def test_positions_are_resampled_unless_the_square_grid_is_the_tables(model):
     table = model.positions[...]
-    assert np.array_equal(model._positions(32, 32), table)
-    assert np.array_equal(model._positions(35, 35), table)
-    assert model._positions(16, 64).shape == table.shape and not np.allclose(model._positions(16, 64), table)
+    assert np.array_equal(model._positions(NANO.image, NANO.image), table)
+    assert np.array_equal(model._positions(*2 * [NANO.image + NANO.patch - 1]), table)
+    other = model._positions(NANO.image // 2, 2 * NANO.image)
+    assert other.shape == table.shape and not np.allclose(other, table)
 
 
 @pytest.mark.parametrize(
