@@ -9,7 +9,8 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, Self
 
 import grain
@@ -124,6 +125,35 @@ class Loader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def one_pass(
+    source: Source,
+    recipe: Callable[[Sample, int], dict[str, np.ndarray]],
+    indices: np.ndarray,
+    batch_size: int,
+    threads: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each sample once and in order, for evaluation; unreadable ones are left out.
+
+    Args:
+        source: where samples are read.
+        recipe: makes an example of a sample and its position in the source.
+        indices: positions of the samples.
+        batch_size: most examples of a batch; the last one may have fewer.
+        threads: that read at the same time.
+    """
+
+    def example(i: int) -> dict[str, np.ndarray] | None:
+        with contextlib.suppress(DataError):
+            return recipe(source[int(i)], int(i))
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(indices), batch_size):
+            examples = [e for e in pool.map(example, indices[start : start + batch_size]) if e is not None]
+            if examples:
+                yield {key: np.stack([e[key] for e in examples]) for key in examples[0]}
 
 
 class _Order:

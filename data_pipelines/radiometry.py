@@ -14,6 +14,7 @@ from data_pipelines.modalities import LAND_COVER, Modality, Unit, modality
 from data_pipelines.sample import Raster
 
 _SCALE = 10_000  # digital numbers per unit of reflectance
+_ELEVATIONS = (-12_000, 9_000)  # metres, the deepest trench to Everest
 
 
 def require(raster: Raster, unit: Unit, name: str = "raster") -> Raster:
@@ -75,7 +76,8 @@ def check_plausible(name: str, raster: Raster) -> None:
     """Refuse numbers that contradict their unit: decibels given as power, reflectance as digital numbers, and back.
 
     Backscatter in decibels is mostly negative and power never is; reflectance seldom exceeds 1 while digital
-    numbers of the darkest water are in the tens. Classes and normalised differences must keep to their ranges.
+    numbers of the darkest water are in the tens. Classes, elevations and normalised differences must keep to their
+    ranges.
 
     Args:
         name: what the message calls the raster, for example its file.
@@ -89,9 +91,15 @@ def check_plausible(name: str, raster: Raster) -> None:
     if values.size == 0:
         return
     low, high = values.min(), values.max()
-    if raster.unit is Unit.CLASS and high >= len(LAND_COVER):
+    if raster.unit is Unit.CLASS and not np.isin(values, np.arange(len(LAND_COVER))).all():
+        stray = values[~np.isin(values, np.arange(len(LAND_COVER)))].max()
         raise DataError(
-            f"{name} holds class {high}; renumber its legend to 0..{len(LAND_COVER) - 1} (modalities.LAND_COVER)"
+            f"{name} holds class {stray:g}; renumber its legend to 0..{len(LAND_COVER) - 1} (modalities.LAND_COVER)"
+        )
+    if raster.unit is Unit.METRE and not (_ELEVATIONS[0] <= low and high <= _ELEVATIONS[1]):
+        raise DataError(
+            f"{name} ranges from {low:g} to {high:g}; elevations lie within {_ELEVATIONS[0]}..{_ELEVATIONS[1]} m: "
+            "rescale it, or fill what is no data"
         )
     if raster.unit is Unit.INDEX and max(-low, high) > 1.01:
         raise DataError(
@@ -99,13 +107,15 @@ def check_plausible(name: str, raster: Raster) -> None:
         )
     likely = raster.unit
     if raster.unit is Unit.DB and high > 0 and np.mean(values < 0) < 0.01:
-        likely = Unit.LINEAR
+        likely = Unit.DN10000 if np.median(values) > 100 else Unit.LINEAR
     elif raster.unit is Unit.LINEAR and np.mean(values < 0) > 0.01:
         likely = Unit.DB
     elif raster.unit is Unit.REFLECTANCE and np.median(values) > 3:
         likely = Unit.DN10000
     elif raster.unit is Unit.DN10000 and 0 < high <= 3:
         likely = Unit.REFLECTANCE
+    elif raster.unit is Unit.DN10000 and np.median(values) < 0:
+        likely = Unit.DB
     if likely is not raster.unit:
         raise DataError(
             f"{name} is said to be in {raster.unit.value} but its numbers ({low:g} to {high:g}) "

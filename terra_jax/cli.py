@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_pipelines.errors import DataError
-from terra_jax.errors import TerraJaxError
+from terra_jax.errors import ConfigError, TerraJaxError
+
+DRAWN_TILE = 264
+"""Side of the tiles that `tokenize` draws where none is named: that of TerraMesh."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,15 +51,15 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     from terra_jax import registry
-    from terra_jax.evaluation.table import scores_table
     from terra_jax.training.config import load_config, write_json
 
     config = load_config(options.config, overrides)
     params, reports = registry.load_params(config.model, options.weights, copy=options.copy)
     for report in reports:
         print(report)
-    result = registry.family(config.model).evaluate(config, params, options.split)
-    print(scores_table(result))
+    family = registry.family(config.model)
+    result = family.evaluate(config, params, options.split)
+    print(family.scores_table(result))
     if options.json:
         write_json(options.json, result)
 
@@ -73,6 +76,68 @@ def _convert(options: argparse.Namespace, _: list[str]) -> None:
         overwrite=options.overwrite,
         load_workdir=registry.training_folder_reader(options.model),
     )
+
+
+def _tokenize(options: argparse.Namespace, _: list[str]) -> None:
+    import jax
+
+    from data_pipelines.sources import open_source
+    from terra_jax import registry
+    from terra_jax.terramind.tokenise import common_size, parse_models, tokenise
+    from terra_jax.terramind.variants import TOKENIZERS
+
+    weights, coordinates = parse_models(options.models)
+    variants = {name: TOKENIZERS[name] for name in weights}
+    size = common_size(variants, options.size)
+    drawn = options.source == "procedural"
+    tile = max(options.tile or (DRAWN_TILE if drawn else 0), size)
+    source = open_source(
+        options.source,
+        path=options.path,
+        modalities=[variant.modality for variant in variants.values()],
+        tile=tile,
+        samples=options.samples,
+        seed=options.seed,
+    )
+    tokenise(
+        {name: registry.load(name, path, copy=options.copy) for name, path in weights.items()},
+        source,
+        options.out,
+        coordinates=coordinates,
+        origin={"tile": tile} if drawn else None,
+        settings=options.settings,
+        scale=options.scale,
+        seed=options.seed,
+        size=size,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        process=options.process or (jax.process_index(), jax.process_count()),
+        threads=options.threads,
+        strict=options.strict,
+    )
+
+
+def _reconstruct(options: argparse.Namespace, _: list[str]) -> None:
+    from terra_jax import registry
+    from terra_jax.inference.reconstruct import reconstruct
+    from terra_jax.terramind.fingerprint import fingerprint
+    from terra_jax.terramind.variants import TOKENIZERS
+
+    if options.model not in TOKENIZERS:
+        raise ConfigError(f"{options.model} is no image tokenizer; use one of {', '.join(TOKENIZERS)}")
+    tokenizer = registry.load(options.model, options.weights, copy=options.copy)
+    reconstruct(
+        tokenizer,
+        options.input,
+        options.out,
+        model=options.model,
+        fingerprint=fingerprint(tokenizer),
+        steps=options.steps,
+        seed=options.seed,
+        clip=options.clip,
+        overwrite=options.overwrite,
+    )
+    print(f"-> {options.out}")
 
 
 def _models(options: argparse.Namespace, _: list[str]) -> None:
@@ -139,7 +204,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="a .pt, .pth or .safetensors file, a params folder, or a working folder of terra-jax train",
     )
     evaluate.add_argument("--copy", choices=("teacher", "student", "ema"), help="which copy a training folder gives")
-    evaluate.add_argument("--split", choices=("val", "test"), default="test", help="unseen regions (default: test)")
+    evaluate.add_argument(
+        "--split",
+        choices=("val", "test", "all"),
+        default="test",
+        help="unseen regions (default: test); all, for data that training has not seen: every tile (tokenizers only)",
+    )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
 
     convert = command(
@@ -170,6 +240,78 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     convert.add_argument("--overwrite", action="store_true", help="replace an earlier result at PATH")
 
+    tokenize = command(
+        "tokenize",
+        _tokenize,
+        "Turn a corpus into tokens, or go on where the output folder stands.",
+        """\
+        Several processes may share the output: each makes its own part, and a killed one is continued by the same
+        command. Pixels cut by a record's box and flip align with its tokens.
+        examples:
+          terra-jax tokenize --model terramind_v1_tokenizer_s2l2a=TerraMind_Tokenizer_S2L2A.pt --model coords \\
+              --source geotiff --path tiles --settings 10 --out tokens
+          terra-jax tokenize --model terramind_v1_tokenizer_lulc_nano=runs/lulc --source procedural --samples 1000 \\
+              --tile 96 --out tokens --process 0/2""",
+    )
+    tokenize.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        dest="models",
+        metavar="NAME=WEIGHTS",
+        help="a tokenizer; repeat for several modalities. coords, or coords=FILE, adds the places' tokens",
+    )
+    tokenize.add_argument("--source", required=True, metavar="KIND", help="procedural, geotiff or records")
+    tokenize.add_argument("--path", default="", metavar="DIR", help="folder of the data, where there is one")
+    tokenize.add_argument("--out", required=True, metavar="DIR", help="folder of the tokens")
+    tokenize.add_argument(
+        "--settings", type=int, default=1, metavar="N", help="crops a sample: the centre, then random (default 1)"
+    )
+    tokenize.add_argument("--scale", type=float, default=0.8, help="least area of a random crop (default 0.8)")
+    tokenize.add_argument("--seed", type=int, default=0, help="of the crops, and of a drawn source (default 0)")
+    tokenize.add_argument("--size", type=int, metavar="PIXELS", help="side of the images (default: the tokenizers')")
+    tokenize.add_argument("--samples", type=int, metavar="N", help="take, or draw, only so many")
+    tokenize.add_argument(
+        "--tile", type=int, metavar="PIXELS", help=f"side of drawn tiles (default {DRAWN_TILE}), or least of others"
+    )
+    tokenize.add_argument("--batch-size", type=int, default=32, metavar="B", help="samples at once (default 32)")
+    tokenize.add_argument(
+        "--shard-size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="samples a file; a kill costs at most one (default 256)",
+    )
+    tokenize.add_argument(
+        "--process", type=_share, metavar="I/N", help="this process among those that share --out (default: JAX's)"
+    )
+    tokenize.add_argument("--threads", type=int, default=4, metavar="N", help="that read samples (default 4)")
+    tokenize.add_argument("--strict", action="store_true", help="stop at a sample that cannot be read")
+    _add_copy(tokenize)
+
+    reconstruct = command(
+        "reconstruct",
+        _reconstruct,
+        "Send a GeoTIFF through a tokenizer: its tokens, or the image that they stand for.",
+        """\
+        examples:
+          terra-jax reconstruct --model terramind_v1_tokenizer_s2l2a --weights TerraMind_Tokenizer_S2L2A.pt \\
+              --in tiles/S2L2A/a.tif --out a.tif
+          terra-jax reconstruct --model terramind_v1_tokenizer_lulc_nano --weights runs/lulc --in a.tif --out a.npz
+          terra-jax reconstruct --model terramind_v1_tokenizer_lulc_nano --weights runs/lulc --in a.npz --out b.tif""",
+    )
+    reconstruct.add_argument("--model", required=True, metavar="NAME", help="a tokenizer; see terra-jax models")
+    reconstruct.add_argument("--weights", required=True, metavar="PATH", help="as of terra-jax evaluate")
+    reconstruct.add_argument("--in", required=True, dest="input", metavar="FILE", help="a .tif, or tokens (.npz)")
+    reconstruct.add_argument("--out", required=True, metavar="FILE", help="a .tif, or tokens (.npz)")
+    reconstruct.add_argument("--steps", type=int, default=10, help="of the diffusion (default 10)")
+    reconstruct.add_argument("--seed", type=int, default=0, help="of its noise (default 0)")
+    reconstruct.add_argument(
+        "--clip", choices=("unit", "none"), help="bound of the predicted image (default: as the weights say)"
+    )
+    reconstruct.add_argument("--overwrite", action="store_true", help="replace an earlier result")
+    _add_copy(reconstruct)
+
     command("models", _models, "List the models and their sizes.", "example:\n  terra-jax models")
     return parser, commands
 
@@ -181,6 +323,17 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a config by name (terrafm/nano) or the path of a .py; change keys with --config.KEY=VALUE",
     )
+
+
+def _add_copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--copy", choices=("student", "ema"), help="which copy a training folder gives")
+
+
+def _share(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share of processes; write 0/2 for the first of two")
+    return int(index), int(count)
 
 
 if __name__ == "__main__":

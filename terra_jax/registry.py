@@ -11,12 +11,15 @@ from typing import Any, Protocol
 
 from terra_jax.errors import ConfigError, WeightsError
 
-_FAMILIES = {"terrafm": "terra_jax.terrafm.family"}
+_FAMILIES = {"terrafm": "terra_jax.terrafm.family", "terramind": "terra_jax.terramind.family"}
 """First word of a model's name -> module that implements `Family`."""
 
 
 class Family(Protocol):
-    """What a family's room offers under `family`."""
+    """What a family's room offers under `family`.
+
+    The module that an objective trains has an attribute for every part of the model's spec, by the part's name.
+    """
 
     MODELS: tuple[str, ...]
     LICENCE: str
@@ -33,8 +36,11 @@ class Family(Protocol):
     def experiment(self, config: Any) -> Any:
         """A run's `training.experiment.Experiment`."""
 
-    def evaluate(self, config: Any, encoder: Mapping[str, Any], split: str) -> dict[str, Any]:
-        """Evaluation of an encoder's parameters on a config's data."""
+    def evaluate(self, config: Any, params: Mapping[str, Any], split: str) -> dict[str, Any]:
+        """Evaluation of a model's parameters on a config's data: JSON values."""
+
+    def scores_table(self, result: Mapping[str, Any]) -> str:
+        """What `evaluate` found, as lines of text."""
 
 
 def family(name: str) -> Family:
@@ -89,7 +95,7 @@ def load(name: str, weights: str | Path | Mapping[str, str | Path], *, copy: str
         weights: a .pt, .pth or .safetensors file, a params folder, a working folder of `terra-jax train` or one of its
             steps; {part: path} for models of several files.
         copy: "teacher", "student" or "ema" where a training folder holds several; default the family's.
-        overrides: sizes or options of the family's model, by name.
+        overrides: sizes or options of the family's model, by name; those that the weights record need not be given.
 
     Raises:
         ConfigError, WeightsError, CheckpointError: naming what does not fit.
@@ -100,21 +106,28 @@ def load(name: str, weights: str | Path | Mapping[str, str | Path], *, copy: str
 
     from terra_jax.nn.initialisation import abstract
 
-    graphdef, _ = abstract(family(name).maker(name, **overrides))
     params, reports = load_params(name, _sources(weights), copy=copy, **overrides)
+    recorded: dict[str, Any] = {}
     for report in reports:
         print(report)
+        recorded |= report.options
+    graphdef, _ = abstract(family(name).maker(name, **{**recorded, **overrides}))
     return nnx.merge(graphdef, nnx.State(jax.tree.map(jnp.asarray, params)))
 
 
 def load_params(name: str, sources: list[str], *, copy: str | None = None, **overrides: Any):
     """A model's parameters from PATH or PART=PATH sources, as a nested dict, and an account of each part."""
+    parts, reports = _load_parts(name, sources, copy, **overrides)
+    return family(name).assemble(parts), reports
+
+
+def _load_parts(name: str, sources: list[str], copy: str | None = None, **overrides: Any):
+    """Part -> parameters, and an account of each part."""
     from terra_jax.weights.convert import load_parts, parse_sources
 
     spec = family(name).spec(name, **overrides)
     paths = parse_sources(sources, tuple(spec.parts))
-    parts, reports = load_parts(spec, paths, copy, training_folder_reader(name))
-    return family(name).assemble(parts), reports
+    return load_parts(spec, paths, copy, training_folder_reader(name))
 
 
 def export_torch(model, path: str | Path) -> None:
@@ -155,29 +168,33 @@ def experiment(config):
         from terra_jax.training.experiment import Initial
         from terra_jax.weights.rules import flatten_params
 
-        params, reports = load_params(config.model, config.init.split(","))
-        fresh = [path for report in reports for path in report.fresh]
-        loaded = [path for path in flatten_params(params) if path not in fresh]
-        return Initial({"encoder": params}, [f"encoder.{path}" for path in loaded], [f"encoder.{p}" for p in fresh])
+        parts, reports = _load_parts(config.model, config.init.split(","))
+        loaded, fresh = [], []
+        for (part, params), report in zip(parts.items(), reports, strict=True):
+            fresh += [f"{part}.{path}" for path in report.fresh]
+            loaded += [f"{part}.{path}" for path in flatten_params(params) if path not in report.fresh]
+        return Initial(parts, loaded, fresh)
 
     return replace(made, init=initial)
 
 
 def training_folder_reader(name: str):
-    """The reader of training folders that conversion takes: (path, copy) -> part -> parameters.
+    """The reader of training folders that conversion takes: (path, copy) -> parameters and options.
 
     Raises (when called):
         WeightsError: if the folder holds another model.
     """
 
-    def read(path: Path, copy: str) -> dict[str, Any]:
+    def read(path: Path, copy: str):
         from terra_jax.training import checkpoints
+        from terra_jax.weights.convert import Held
 
         step = checkpoints.find_step(path)
-        held = checkpoints.load_meta(step).get("model")
-        if held != name:
+        meta = checkpoints.load_meta(step)
+        if (held := meta.get("model")) != name:
             raise WeightsError(f"{path} holds {held}, not {name}; name the model that it holds")
-        return {"encoder": checkpoints.load_params(step, copy, "encoder")}
+        parts = {part: checkpoints.load_params(step, copy, part) for part in family(name).spec(name).parts}
+        return Held(parts, meta.get("options", {}))
 
     return read
 

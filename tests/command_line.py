@@ -41,6 +41,24 @@ TINY_EVALUATION = tuple(
 )
 """Beside TINY: enough tiles for kNN."""
 
+TINY_TOKENIZER = tuple(
+    f"--config.{change}"
+    for change in (
+        "steps=4",
+        "batch_size=4",
+        "data.samples=120",
+        "data.tile=36",
+        "views.sizes=(32,)",
+        "checkpoint.every=2",
+        "objective.ema_momentum=0.5",
+        "evaluation.every=2",
+        "evaluation.samples=6",
+        "evaluation.codebook_samples=12",
+        "evaluation.batch_size=4",
+    )
+)
+"""The same for a nano config of a tokenizer."""
+
 
 class Result(NamedTuple):
     """What a command left behind."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import TINY, TINY_EVALUATION, quick_compilation
+from command_line import TINY, TINY_EVALUATION, TINY_TOKENIZER, quick_compilation
 
 import terra_jax
 from terra_jax.weights.files import open_state
@@ -106,7 +106,9 @@ def workspace(tiny_run, tmp_path_factory) -> Path:
 def tiny(command: str) -> list[str]:
     """A terra-jax command's arguments at a small size."""
     words = [SMALL.get(word, word) for word in shlex.split(command)[1:]]
-    extra = {"train": TINY, "evaluate": (*TINY, *TINY_EVALUATION)}
+    if words[0] in ("train", "evaluate") and any(word.startswith("terramind/") for word in words):
+        return [*words, *TINY_TOKENIZER]
+    extra = {"train": TINY, "evaluate": (*TINY, *TINY_EVALUATION), "tokenize": ("--samples", "4")}
     return [*words, *extra.get(words[0], ())]
 
 
@@ -122,19 +124,24 @@ def test_readme_runs_from_top_to_bottom(workspace, terra_jax_command, monkeypatc
             if kind(command) == "run":
                 result = terra_jax_command(*tiny(command))
                 assert result.status == 0, f"{command}: {result.err}"
-                said[command.split()[1] + command.partition("--config.init")[1]] = result.out
+                said[command] = result.out
     check_outputs(said)
     check_names(names)
 
 
 def check_outputs(said: Mapping[str, str]) -> None:
-    assert "left 3 fresh: encoder.patch_embed.fusion.key, encoder.patch_embed.fusion.pool" in said["train--config.init"]
+    def output(part: str) -> str:
+        return next(out for command, out in said.items() if part in command)
+
+    assert "left 3 fresh: encoder.patch_embed.fusion.key, encoder.patch_embed.fusion.pool" in output("--config.init")
     assert "not applicable" in Path("runs/own/report.json").read_text()
-    assert said["models"].count("parameters") == len(terra_jax.list_models())
-    assert "random encoder" in said["evaluate"] and Path("scores.json").is_file()
+    assert output("terra-jax models").count("parameters") == len(terra_jax.list_models())
+    assert "random encoder" in output("evaluate --config terrafm") and Path("scores.json").is_file()
+    assert "accuracy" in output("evaluate --config terramind")
+    assert "tokens: 8 records of 4 samples" in output("terra-jax tokenize")
     written = {path.name for path in Path("runs/nano").iterdir()}
     listed = re.findall(r"^\| `([\w.]+)/?\w*/?` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert written == {name for name in listed if not name.startswith("terrafm")}
+    assert written == {name for name in listed if not name.startswith("terra")}
 
 
 def check_names(names: Mapping[str, Any]) -> None:
@@ -142,6 +149,8 @@ def check_names(names: Mapping[str, Any]) -> None:
     assert names["public"].stems["S2L2A"] == "s2_l1c"
     assert [chart.shape for chart in names["maps"]] == [(2, 12, 12, 64)] * 2
     assert len(names["shapes"]) == 308
+    assert names["ids"].shape == (1, 8, 8) and names["classes"].shape == (1, 64, 64)
+    assert set(names["record"].ids) == {"LULC", "coords"}
     again, trained = open_state("again.safetensors"), open_state("terrafm_nano.pt")
     assert list(again) == list(trained)
     assert all(np.array_equal(again[key].read(), trained[key].read()) for key in trained)
@@ -164,7 +173,7 @@ def test_pytorch_loads_strictly_what_convert_writes(torch, workspace, terra_jax_
 
 
 def test_readme_lists_every_model():
-    rows = re.findall(r"^\| `(terrafm_\w+)` \| ([\d,]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(terra\w+)` \| ([\d,]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {name: int(count.replace(",", "")) for name, count in rows} == terra_jax.list_models()
 
 

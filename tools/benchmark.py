@@ -1,6 +1,7 @@
 """Time a model family against an independent PyTorch implementation of it, doing the same work.
 
     python tools/benchmark.py terrafm --json terrafm.json
+    python tools/benchmark.py tokenizers --json tokenizers.json
 
 Every figure comes from a fresh process, the two sides take turns and are never in memory together, both have the same
 number of threads and compute in float32. PyTorch runs eagerly and through torch.compile, each with its fused
@@ -15,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +32,59 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table.
 
-    name: str
+    Attributes:
+        description: what is timed.
+        repeats: timed runs in one process.
+        settings: of both sides, beside the command line's.
+    """
+
     description: str
     repeats: int
-    local_views: int = 0
+    settings: Mapping[str, int] = field(default_factory=dict)
 
 
-ROWS = {
-    "forward": Row("forward", "encoder, no gradients", 7),
-    "step": Row("step", "2 global views, head, DINO loss, teacher, AdamW", 3),
-    "multicrop": Row("multicrop", "the step with 8 local views beside", 2, local_views=8),
+@dataclass(frozen=True)
+class Family:
+    """What is timed of a family.
+
+    Attributes:
+        rows: name -> row.
+        sizes: of its models; the default is "base".
+        quick: rows of a trial.
+        trains: whether a row is a training step; then the time to compile it and its Python time are taken too.
+    """
+
+    rows: Mapping[str, Row]
+    sizes: tuple[str, ...]
+    quick: tuple[str, ...]
+    trains: bool = False
+
+
+FAMILIES = {
+    "terrafm": Family(
+        {
+            "forward": Row("encoder, no gradients", 7, {"local_views": 0}),
+            "step": Row("2 global views, head, DINO loss, teacher, AdamW", 3, {"local_views": 0}),
+            "multicrop": Row("the step with 8 local views beside", 2, {"local_views": 8}),
+        },
+        sizes=("nano", "small", "base", "large"),
+        quick=("forward", "step"),
+        trains=True,
+    ),
+    "tokenizers": Family(
+        {
+            "encode1": Row("one S2L2A image to tokens", 7, {"batch": 1}),
+            "encode8": Row("eight S2L2A images to tokens", 3, {"batch": 8}),
+            "decode1": Row("tokens to one S2L2A image, 10 steps of DDIM", 1, {"batch": 1, "steps": 10}),
+        },
+        sizes=("nano", "base"),
+        quick=("encode1", "encode8", "decode1"),
+    ),
 }
 LOCAL_PIXELS = {"nano": 8}
+TOKENIZER_PIXELS = {"nano": 64}
 
 
 def main() -> int:
@@ -52,23 +93,27 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The full run takes about an hour on two quiet cores; figures of a busy machine mean little.",
     )  # fmt: skip
-    parser.add_argument("family", choices=["terrafm"], help="what to time")
+    parser.add_argument("family", choices=[*FAMILIES], help="what to time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs of both sides per row (default 5)")
     parser.add_argument("--size", default="base", choices=["nano", "small", "base", "large"], help="default base")
-    parser.add_argument("--batch", type=int, default=8, help="images or places a batch (default 8)")
+    parser.add_argument("--batch", type=int, default=8, help="images or places a batch, where the row leaves it open")
     parser.add_argument("--threads", type=int, default=2, help="of either side (default 2)")
     parser.add_argument(
         "--remat", default="dots", choices=["none", "dots", "full"], help="terra_jax's rematerialisation (default dots)"
     )
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)} (default all)")
-    parser.add_argument("--quick", action="store_true", help="a trial: nano, 1 pair, no torch.compile, no multi-crop")
+    parser.add_argument(
+        "--rows", help="some of " + "; ".join(f"{n}: {','.join(family.rows)}" for n, family in FAMILIES.items())
+    )
+    parser.add_argument("--quick", action="store_true", help="a trial: nano, 1 pair, no torch.compile")
     parser.add_argument(
         "--torch-python", default=sys.executable, metavar="PYTHON", help="interpreter with PyTorch (default: this one)"
     )
     options = parser.parse_args()
+    family = FAMILIES[options.family]
+    options.rows = options.rows or ",".join(family.rows)
     if options.quick:
-        options.size, options.pairs, options.batch, options.rows = "nano", 1, 2, "forward,step"
+        options.size, options.pairs, options.batch, options.rows = "nano", 1, 2, ",".join(family.quick)
     try:
         result = run(options)
         print(table(result))
@@ -91,23 +136,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": "float32", "remat": options.remat,
         "machine": machine(), "rows": {}, "versions": {"python": platform.python_version()},
     }  # fmt: skip
+    family = FAMILIES[options.family]
     for name in options.rows.split(","):
-        result["rows"][name] = measure_row(ROWS[name], options, variants, result["versions"])
-    say("compile time and Python time")
-    repeats = 20 if options.quick else 200
-    result["compile_seconds"] = {
-        depth: side("jax", options, {"row": "compile", "depth": depth, "local_views": 0}) for depth in DEPTHS
-    }
-    result["python"] = side("jax", options, {"row": "python", "repeats": repeats, "local_views": 0})
+        result["rows"][name] = measure_row(name, family.rows[name], options, variants, result["versions"])
+    if family.trains:
+        say("compile time and Python time")
+        repeats = 20 if options.quick else 200
+        result["compile_seconds"] = {
+            depth: side("jax", options, {"row": "compile", "depth": depth, "local_views": 0}) for depth in DEPTHS
+        }
+        result["python"] = side("jax", options, {"row": "python", "repeats": repeats, "local_views": 0})
     result["machine"]["load_after"] = os.getloadavg()[0]
     return result
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse what cannot work before anything runs."""
+    family = FAMILIES[options.family]
     for name in options.rows.split(","):
-        if name not in ROWS:
-            raise BenchmarkError(f"--rows: unknown row {name!r}; choose from {', '.join(ROWS)}")
+        if name not in family.rows:
+            raise BenchmarkError(f"--rows: unknown row {name!r}; choose from {', '.join(family.rows)}")
+    if options.size not in family.sizes:
+        raise BenchmarkError(f"--size: {options.family} has no {options.size}; choose from {', '.join(family.sizes)}")
     for name in ("pairs", "batch", "threads"):
         if getattr(options, name) < 1:
             raise BenchmarkError(f"--{name} must be at least 1")
@@ -126,12 +176,14 @@ def check(options: argparse.Namespace) -> None:
             raise BenchmarkError(f"{python} cannot import {module}; {cure}")
 
 
-def measure_row(row: Row, options: argparse.Namespace, variants: tuple[str, ...], versions: dict) -> dict[str, Any]:
+def measure_row(
+    name: str, row: Row, options: argparse.Namespace, variants: tuple[str, ...], versions: dict
+) -> dict[str, Any]:
     """Choose PyTorch's faster variant, then alternate the two sides."""
-    settings = {"row": row.name, "repeats": row.repeats, "local_views": row.local_views}
+    settings = {"row": name, "repeats": row.repeats, **row.settings}
     trials: dict[str, Any] = {}
     for variant in variants if len(variants) > 1 else ():
-        say(f"{row.name}: trial of PyTorch {variant}")
+        say(f"{name}: trial of PyTorch {variant}")
         try:
             trials[variant] = side("torch", options, {**settings, "variant": variant})
         except BenchmarkError as error:
@@ -140,19 +192,19 @@ def measure_row(row: Row, options: argparse.Namespace, variants: tuple[str, ...]
     faster = min(ran, key=ran.__getitem__) if ran else variants[0]
     pairs = []
     for number in range(options.pairs):
-        say(f"{row.name}: pair {number + 1} of {options.pairs} (PyTorch {faster})")
+        say(f"{name}: pair {number + 1} of {options.pairs} (PyTorch {faster})")
         order = ("torch", "jax") if number % 2 == 0 else ("jax", "torch")
-        pairs.append({name: side(name, options, {**settings, "variant": faster}) for name in order})
-    for name in ("torch", "jax"):
-        versions |= pairs[0][name].pop("versions")
+        pairs.append({which: side(which, options, {**settings, "variant": faster}) for which in order})
+    for which in ("torch", "jax"):
+        versions |= pairs[0][which].pop("versions")
     ratios = [pair["jax"]["seconds"] / pair["torch"]["seconds"] for pair in pairs]
     return {
         "description": row.description,
         "torch_variant": faster,
         "torch_trials": trials,
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "all": ratios},
-        "seconds": {name: statistics.median(pair[name]["seconds"] for pair in pairs) for name in ("torch", "jax")},
-        "peak_bytes": {name: max(pair[name]["peak_bytes"] for pair in pairs) for name in ("torch", "jax")},
+        "seconds": {which: statistics.median(pair[which]["seconds"] for pair in pairs) for which in ("torch", "jax")},
+        "peak_bytes": {which: max(pair[which]["peak_bytes"] for pair in pairs) for which in ("torch", "jax")},
         "pairs": pairs,
     }
 
@@ -166,6 +218,7 @@ def side(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> di
         "remat": options.remat,
         "prototypes": 256 if options.quick else 65536,
         "local_pixels": LOCAL_PIXELS.get(options.size, 96),
+        "pixels": TOKENIZER_PIXELS.get(options.size, 224),
         **settings,
     }
     script = TOOLS / f"benchmark_{options.family}_{name}.py"
@@ -212,8 +265,7 @@ def table(result: dict[str, Any]) -> str:
     """The figures as text."""
     facts, versions = result["machine"], result["versions"]
     lines = [
-        f"{result['family']} {result['size']}, batch {result['batch']}, {result['dtype']}, "
-        f"{result['threads']} threads, remat {result['remat']}; "
+        f"{result['family']} {result['size']}, {result['dtype']}, {result['threads']} threads{_options(result)}; "
         f"{facts['processor']}, {facts['cores']} cores, load {facts['load_before']:.1f} to {facts['load_after']:.1f}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
         "",
@@ -231,12 +283,17 @@ def table(result: dict[str, Any]) -> str:
             f"{seconds['torch']:>10.3f} {peak['jax'] / 1e9:>13.2f} {peak['torch'] / 1e9:>11.2f}  "
             f"{row['torch_variant']}" + (f" (trials: {tried})" if tried else "")
         )
-    for depth, times in result["compile_seconds"].items():
+    for depth, times in result.get("compile_seconds", {}).items():
         traced, compiled = times["trace_seconds"], times["compile_seconds"]
         lines.append(f"depth {depth}: step traced in {traced:.1f} s, compiled in {compiled:.1f} s")
-    python = result["python"]
-    lines.append(f"Python: {python['milliseconds']:.2f} ms a step ({python['arrays']} arrays in the state)")
+    if python := result.get("python"):
+        lines.append(f"Python: {python['milliseconds']:.2f} ms a step ({python['arrays']} arrays in the state)")
     return "\n".join(lines)
+
+
+def _options(result: Mapping[str, Any]) -> str:
+    """Those that only training has."""
+    return f", batch {result['batch']}, remat {result['remat']}" if FAMILIES[result["family"]].trains else ""
 
 
 def say(message: str) -> None:

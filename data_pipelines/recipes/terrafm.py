@@ -1,17 +1,14 @@
 """What one batch of TerraFM's objective is: tiles on native grids, boxes of the views, modality masks."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import modality
-from data_pipelines.radiometry import require, to_native_grids
 from data_pipelines.recipes.spec import ArraySpec
-from data_pipelines.sample import Raster, Sample
+from data_pipelines.recipes.tiles import tile_arrays, tile_spec
+from data_pipelines.sample import Sample
 from data_pipelines.transforms.boxes import random_resized_boxes
 from data_pipelines.transforms.cuts import random_cut
 
@@ -57,7 +54,7 @@ class TerraFMRecipe:
         """Names, shapes, dtypes and units of one example."""
         views, kinds = GLOBAL_VIEWS + self.local_views, len(self.modalities)
         return {
-            **tile_spec(self.modalities, self.tile),
+            **tile_spec(self.modalities, self.tile, LEFT_OUT),
             "boxes": ArraySpec((views, 4), "float32", "pixel"),
             "student_modalities": ArraySpec((views, kinds), "bool"),
             "teacher_modalities": ArraySpec((GLOBAL_VIEWS, kinds), "bool"),
@@ -78,7 +75,7 @@ class TerraFMRecipe:
             raise DataError(f"sample {sample.key} has none of {', '.join(self.modalities)}")
         views = GLOBAL_VIEWS + self.local_views
         return {
-            **tile_arrays(tile, self.modalities, self.tile),
+            **tile_arrays(tile, self.modalities, self.tile, LEFT_OUT),
             "boxes": np.concatenate(boxes),
             "student_modalities": self._draw_modalities(group, views, available),
             "teacher_modalities": self._draw_modalities(group, GLOBAL_VIEWS, available),
@@ -107,47 +104,9 @@ class TileRecipe:
     @cached_property
     def batch_spec(self) -> dict[str, ArraySpec]:
         """Names, shapes, dtypes and units of one example."""
-        return tile_spec(self.modalities, self.tile)
+        return tile_spec(self.modalities, self.tile, LEFT_OUT)
 
     def __call__(self, sample: Sample, position: int) -> dict[str, np.ndarray]:
         """The tile's arrays; samples larger than the tile are cut the same way at every call."""
-        return tile_arrays(random_cut(sample, self.tile, np.random.default_rng(0)), self.modalities, self.tile)
-
-
-def tile_spec(modalities: Sequence[str], tile: int) -> dict[str, ArraySpec]:
-    """Spec of the arrays "MODALITY/GSD": each band once, on its native grid, as stored."""
-    spec = {}
-    for name in modalities:
-        table = modality(name)
-        for gsd, index in table.grids.items():
-            bands = sum(table.bands[i].name not in LEFT_OUT.get(name, ()) for i in index)
-            side = math.ceil(tile * 10 / gsd)
-            spec[f"{name}/{gsd}"] = ArraySpec((bands, side, side), table.dtype, str(table.unit))
-    return spec
-
-
-def tile_arrays(sample: Sample, modalities: Sequence[str], tile: int) -> dict[str, np.ndarray]:
-    """The arrays of `tile_spec`; zeros for modalities that the sample lacks.
-
-    Raises:
-        DataError: if a raster has another unit than the modality table says.
-    """
-    arrays = {}
-    for name in modalities:
-        table = modality(name)
-        raster = sample.rasters.get(name)
-        native = None if raster is None else _native(sample.key, name, raster)
-        for gsd, index in table.grids.items():
-            kept = [k for k, i in enumerate(index) if table.bands[i].name not in LEFT_OUT.get(name, ())]
-            side = math.ceil(tile * 10 / gsd)
-            if native is None:
-                arrays[f"{name}/{gsd}"] = np.zeros((len(kept), side, side), table.dtype)
-            else:
-                arrays[f"{name}/{gsd}"] = np.ascontiguousarray(native.grids[gsd][kept])
-    return arrays
-
-
-def _native(key: str, name: str, raster: Raster) -> Raster:
-    table = modality(name)
-    require(raster, table.unit, f"sample {key}: {name}")
-    return raster if set(raster.grids) == set(table.grids) else to_native_grids(name, raster)
+        tile = random_cut(sample, self.tile, np.random.default_rng(0))
+        return tile_arrays(tile, self.modalities, self.tile, LEFT_OUT)

@@ -47,6 +47,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def take(self, positions: np.ndarray | Sequence[int]) -> "Index":
+        """The rows at some positions."""
+        return Index(**{name: column[np.asarray(positions, np.int64)] for name, column in vars(self).items()})
+
     @classmethod
     def at(
         cls, keys: Sequence[str], lon: np.ndarray, lat: np.ndarray, scene: np.ndarray | None = None, split_seed: int = 0

@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -223,10 +223,8 @@ def _time(path: Path, tags: dict[str, str]) -> np.datetime64 | None:
 
 def _check_header(name: str, header: _Header, reference: _Header) -> None:
     """Refuse a file that is not its modality, or does not lie on the grid of the sample's other files."""
-    table, path = modality(name), header.path
-    if header.bands != len(table.bands):
-        wanted = f"{len(table.bands)} ({', '.join(table.band_names)})"
-        raise DataError(f"{path} has {header.bands} bands, {name} has {wanted}; write it again with all of them")
+    path = header.path
+    _check_bands(name, path, header.bands)
     if header.epsg is None:
         raise DataError(f"{path} has no coordinate system with an EPSG code; assign the one that it was cut in")
     a, b, _, d, e, _ = header.transform
@@ -241,22 +239,46 @@ def _check_header(name: str, header: _Header, reference: _Header) -> None:
         raise DataError(f"{path} lies {shift:.3g} pixels off {reference.path}; cut both on the same grid")
 
 
-def _read_pixels(path: Path) -> tuple[np.ndarray, float | None]:
-    """Pixels (band, y, x) and the file's no-data value."""
+def _check_bands(name: str, path: Path, bands: int) -> None:
+    names = modality(name).band_names
+    if bands != len(names):
+        wanted = f"{len(names)} ({', '.join(names)})"
+        raise DataError(f"{path} has {bands} bands, {name} has {wanted}; write it again with all of them")
+
+
+def read_checked(name: str, path: Path) -> np.ndarray:
+    """Pixels (band, y, x) of one file, as they are stored in it.
+
+    Args:
+        name: modality whose bands, in order, and unit the file must have.
+        path: a GeoTIFF.
+
+    Raises:
+        DataError: if it cannot be read, has other bands, no data somewhere, or numbers of another unit.
+    """
+    table = modality(name)
+    array, nodata, described = _read_pixels(path)
+    _check_bands(name, path, len(array))
+    if set(described) <= set(table.band_names) and described != table.band_names:
+        raise DataError(f"{path} has the bands {', '.join(described)}; reorder them to {', '.join(table.band_names)}")
+    _check_complete(path, array, nodata if nodata != table.nodata else None, table.band_names)
+    radiometry.check_plausible(str(path), Raster({10: array}, table.unit))
+    return array
+
+
+def _read_pixels(path: Path) -> tuple[np.ndarray, float | None, tuple[str, ...]]:
+    """Pixels (band, y, x), the file's no-data value and its names of the bands, "" where it has none."""
     try:
         with _open(path) as file:
-            return file.read(), file.nodata
+            return file.read(), file.nodata, tuple(name or "" for name in file.descriptions)
     except RasterioError as error:
         raise DataError(f"{path} cannot be read (truncated or no TIFF); copy it again or remove it") from error
 
 
 def _read_raster(name: str, path: Path, headers: dict[str, _Header]) -> Raster:
     table = modality(name)
-    array, nodata = _read_pixels(path)
-    _check_complete(path, array, nodata if nodata != table.nodata else None, table.band_names)
-    raster = Raster({10: array}, table.unit, _acquired(name, headers))
-    radiometry.check_plausible(str(path), raster)
-    raster = replace(raster, grids={10: _stored(path, array, table.dtype)})
+    stored = _stored(path, read_checked(name, path), table.dtype)
+    raster = Raster({10: stored}, table.unit, _acquired(name, headers))
     try:
         return radiometry.to_native_grids(name, raster)
     except DataError as error:
@@ -290,7 +312,7 @@ def _scene(files: dict[str, Path]) -> int:
     if "LULC" not in files:
         return -1
     try:
-        land_cover, _ = _read_pixels(files["LULC"])
+        land_cover, *_ = _read_pixels(files["LULC"])
         radiometry.check_plausible(str(files["LULC"]), Raster({10: land_cover}, modality("LULC").unit))
         elevation = _read_pixels(files["DEM"])[0] if "DEM" in files else None
     except DataError:

@@ -1,21 +1,18 @@
 """Samples from a dataset of records (`data_pipelines.records`)."""
 
-import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines.errors import DataError
 from data_pipelines.grid import assign_splits
 from data_pipelines.modalities import modality
 from data_pipelines.records import decode_sample, read_index, read_manifest
 from data_pipelines.sample import Sample
+from data_pipelines.shards import ShardReader
 from data_pipelines.sources import Index
-
-_READER_OPTIONS = "readahead_buffer_size:0"  # reads are at random
-_READER_BUFFER = 32 * 1024
 
 
 class RecordsSource:
@@ -54,9 +51,8 @@ class RecordsSource:
         if tile is not None:
             small = np.minimum(columns["height"], columns["width"]) < tile
             self._refuse(columns, small, f"is smaller than {tile} x {tile} pixels; choose a smaller tile")
-        self._ends = np.cumsum([shard["samples"] for shard in self.manifest["shards"]])
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
+        shards = self.manifest["shards"]
+        self._shards = ShardReader([self._root / s["file"] for s in shards], [s["samples"] for s in shards])
         self.index = _to_index(columns)
 
     def __len__(self) -> int:
@@ -70,28 +66,7 @@ class RecordsSource:
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        i %= len(self)
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        record = i - (int(self._ends[shard - 1]) if shard else 0)
-        try:
-            return decode_sample(self._reader(shard).read([record])[0], self._modalities)
-        except DataError as error:
-            raise DataError(f"{self._file(shard)} record {record}: {error}") from error
-        except (RuntimeError, ValueError, IndexError, KeyError) as error:
-            reason = str(error).partition("(")[0].strip() or type(error).__name__
-            message = f"{self._file(shard)} record {record} cannot be read: {reason}; restore the file from its source"
-            raise DataError(message) from error
-
-    def _file(self, shard: int) -> Path:
-        return self._root / self.manifest["shards"][shard]["file"]
-
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        with self._lock:
-            if shard not in self._readers:
-                self._readers[shard] = ArrayRecordReader(
-                    str(self._file(shard)), options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
-                )
-            return self._readers[shard]
+        return self._shards.read(i % len(self), partial(decode_sample, modalities=self._modalities))
 
     def _refuse(self, columns: dict[str, np.ndarray], bad: np.ndarray, reason: str) -> None:
         if bad.any():

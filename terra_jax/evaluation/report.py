@@ -2,34 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# a muted palette that stays apart in print and for most colour-blind readers
-_MODEL, _BASELINES = "#1f4e79", ("#b5651d", "#5f7f5f", "#7a6a8a", "#777777")
-_RAW, _TEXT, _GRID = "#b9cbdc", "#2b2b2b", "#e4e4e4"
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a8a8a",
-    "axes.labelcolor": _TEXT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": _TEXT,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.5,
-}
+from terra_jax.evaluation.page import BASELINES, MODEL, column, draw_curve, draw_loss, page, say
+
 _MAX_IMAGES = 8
 
 Scores = Sequence[Mapping[str, Any]]
@@ -59,22 +37,15 @@ def report_png(
         title: heading of the page.
         note: said in place of the accuracies when there are no evaluations (why there are none).
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path, baselines = Path(path), baselines or {}
+    baselines = baselines or {}
     count = min(len(images), len(features), _MAX_IMAGES)
     image_rows = -(-count // 4)
     fractions = [score["fraction"] for score in evaluations[-1]["scores"]] if evaluations else []
     height = 6.6 + 1.68 * image_rows + (0.35 if count else 0)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(13, height), dpi=110, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
-        figure.suptitle(title or "Pretraining report", fontsize=13, fontweight="bold", x=0.008, ha="left")
-        curves, pictures = figure.subfigures(2, 1, height_ratios=[6.6, max(0.01, height - 6.6)], hspace=0.03)  # type: ignore[misc]
+    with page(path, title or "Pretraining report", height) as figure:
+        curves, pictures = figure.subfigures(2, 1, height_ratios=[6.6, max(0.01, height - 6.6)], hspace=0.03)
         grid = curves.add_gridspec(2, 12)
-        _draw_loss(curves.add_subplot(grid[0, :6]), history)
+        draw_loss(curves.add_subplot(grid[0, :6]), history)
         _draw_diagnostic(curves.add_subplot(grid[0, 6:9]), history, "entropy", "Teacher entropy", "nats")
         _draw_diagnostic(curves.add_subplot(grid[0, 9:]), history, "centre", "Centres", "")
         if evaluations:
@@ -84,15 +55,9 @@ def report_png(
                 _draw_accuracy(curves.add_subplot(grid[1, columns]), evaluations, baselines, fraction)
             _draw_classes(curves.add_subplot(grid[1, 6:]), evaluations[-1], baselines, fractions[-1])
         else:
-            _say(curves.add_subplot(grid[1, :]), "Nearest neighbours", note or "not evaluated")
+            say(curves.add_subplot(grid[1, :]), "Nearest neighbours", note or "not evaluated")
         if count:
             _draw_images(pictures, images[:count], pca_colours(features[:count]))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def pca_colours(features: Sequence[np.ndarray], percentile: float = 2.0) -> list[np.ndarray]:
@@ -123,52 +88,15 @@ def pca_colours(features: Sequence[np.ndarray], percentile: float = 2.0) -> list
     return [part.reshape(*f.shape[:2], 3) for part, f in zip(np.split(colours, ends), features, strict=True)]
 
 
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average; towards the ends over the part of the window that there is."""
-    values = np.asarray(values, np.float64)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    start, stop = np.maximum(index - window // 2, 0), np.minimum(index + window // 2 + 1, len(values))
-    return (total[stop] - total[start]) / (stop - start)
-
-
-def _column(history: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of a column."""
-    pairs = [(float(row["step"]), float(row[name])) for row in history if row.get(name) not in (None, "")]
-    steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
-    finite = np.isfinite(values)
-    return steps[finite], values[finite]
-
-
-def _draw_curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str, label: str, faint: str = _RAW) -> None:
-    window = max(1, len(values) // 25)
-    if window > 2:
-        axis.plot(steps, values, color=faint, linewidth=0.8)
-        values = smoothed(values, window)
-    axis.plot(steps, values, color=colour, label=label)
-
-
-def _draw_loss(axis: Any, history: Sequence[Mapping[str, Any]]) -> None:
-    steps, values = _column(history, "loss")
-    if not len(values):
-        _say(axis, "Loss", "no steps recorded")
-        return
-    _draw_curve(axis, steps, values, _MODEL, "loss")
-    axis.set(title="Loss", xlabel="step", xlim=(steps[0], max(steps[-1], steps[0] + 1)))
-    low, high = np.percentile(values, [0, 99.5])
-    margin = 0.06 * max(high - low, 1e-6)
-    axis.set_ylim(low - margin, high + margin)
-
-
 def _draw_diagnostic(axis: Any, history: Sequence[Mapping[str, Any]], word: str, title: str, unit: str) -> None:
     """All columns whose names contain `word`, in one panel."""
     names = [name for name in (history[0] if history else {}) if word in name]
-    curves = {name: curve for name in names if len((curve := _column(history, name))[0])}
+    curves = {name: curve for name in names if len((curve := column(history, name))[0])}
     if not curves:
-        _say(axis, title, "not recorded")
+        say(axis, title, "not recorded")
         return
-    for (name, (steps, values)), colour in zip(curves.items(), (_MODEL, *_BASELINES), strict=False):
-        _draw_curve(axis, steps, values, colour, name.replace("_", " "), faint="none")
+    for (name, (steps, values)), colour in zip(curves.items(), (MODEL, *BASELINES), strict=False):
+        draw_curve(axis, steps, values, colour, name.replace("_", " "), faint="none")
     axis.set(title=title, xlabel="step", ylabel=unit)
     axis.margins(y=0.08 + 0.09 * len(curves))
     axis.legend(loc="best")
@@ -181,10 +109,10 @@ def _score(scores: Scores, fraction: float) -> Mapping[str, Any] | None:
 def _draw_accuracy(axis: Any, evaluations: Scores, baselines: Mapping[str, Scores], fraction: float) -> None:
     points = [(e["step"], 100 * score["accuracy"]) for e in evaluations if (score := _score(e["scores"], fraction))]
     steps, values = zip(*points, strict=True)
-    axis.plot(steps, values, color=_MODEL, marker="o", markersize=3.5)
+    axis.plot(steps, values, color=MODEL, marker="o", markersize=3.5)
     axis.annotate(f"{values[-1]:.1f}", (steps[-1], values[-1]), xytext=(3, 5), textcoords="offset points",
-                  ha="right", color=_MODEL, fontweight="bold")  # fmt: skip
-    for (name, scores), colour in zip(baselines.items(), _BASELINES, strict=False):
+                  ha="right", color=MODEL, fontweight="bold")  # fmt: skip
+    for (name, scores), colour in zip(baselines.items(), BASELINES, strict=False):
         score = _score(scores, fraction)
         if score is not None:
             level = 100 * score["accuracy"]
@@ -203,7 +131,7 @@ def _draw_classes(axis: Any, evaluation: Mapping[str, Any], baselines: Mapping[s
     series: dict[str, Mapping[str, Any]] = {"this encoder": final}
     series |= {name: score for name, scores in baselines.items() if (score := _score(scores, fraction)) is not None}
     width = 0.8 / len(series)
-    for i, ((name, score), colour) in enumerate(zip(series.items(), (_MODEL, *_BASELINES), strict=False)):
+    for i, ((name, score), colour) in enumerate(zip(series.items(), (MODEL, *BASELINES), strict=False)):
         heights = [100 * score["classes"].get(c, {"accuracy": 0})["accuracy"] for c in classes]
         position = np.arange(len(classes)) + (i - (len(series) - 1) / 2) * width
         axis.bar(position, heights, width * 0.92, color=colour, label=name)
@@ -228,14 +156,7 @@ def _draw_images(part: Any, images: Sequence[np.ndarray], colours: Sequence[np.n
     grid = part.add_gridspec(-(-len(images) // 4), 11, width_ratios=[1, 1, 0.06] * 3 + [1, 1], wspace=0, hspace=0)
     for i, (image, colour) in enumerate(zip(images, colours, strict=True)):
         row, pair = divmod(i, 4)
-        for column, picture in ((3 * pair, image), (3 * pair + 1, colour)):
-            axis = part.add_subplot(grid[row, column])
+        for place, picture in ((3 * pair, image), (3 * pair + 1, colour)):
+            axis = part.add_subplot(grid[row, place])
             axis.imshow(picture, interpolation="nearest" if picture is colour else None)
             axis.axis("off")
-
-
-def _say(axis: Any, title: str, message: str) -> None:
-    axis.set_title(title)
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.text(0.5, 0.5, message, ha="center", va="center", transform=axis.transAxes, color="#666666")

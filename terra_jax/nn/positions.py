@@ -1,4 +1,4 @@
-"""Learned position tables, resampled to other grids."""
+"""Position tables, learned or of sines and cosines, resampled to other grids."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +7,31 @@ from jaxtyping import Array, Float
 from terra_jax.nn.resizing import cubic_kernel
 
 
-def dino_interpolation(table: int, grid: int) -> Float[np.ndarray, "grid table"]:
-    """Bicubic resampling of one axis of a position table, exactly as DINO's `interpolate_pos_encoding` does.
+def sincos_positions(side: int, width: int) -> Float[np.ndarray, "side side width"]:
+    """The fixed table of MoCo v3: sines and cosines of the row, then those of the column, a quarter of `width` each.
 
-    The scale factor carries DINO's +0.1 into the sampling coordinates, the kernel has a = -0.75, taps are clamped at
-    the border and nothing is smoothed when the grid shrinks: image-resizing functions give other values.
+    Float32 throughout, as the public PyTorch code has it.
     """
-    scale = (grid + 0.1) / table
+    quarter = width // 4
+    frequencies = 1 / np.float32(10_000) ** (np.arange(quarter, dtype=np.float32) / np.float32(quarter))
+    angles = np.arange(side, dtype=np.float32)[:, None] * frequencies
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    half = (side, side, 2 * quarter)
+    return np.concatenate([np.broadcast_to(waves[:, None], half), np.broadcast_to(waves[None], half)], axis=-1)
+
+
+def bicubic_interpolation(table: int, grid: int, nudge: float = 0.0) -> Float[np.ndarray, "grid table"]:
+    """Resampling of one axis of a position table, exactly as PyTorch's bicubic interpolation does.
+
+    The kernel has a = -0.75, taps are clamped at the border and nothing is smoothed when the grid shrinks:
+    image-resizing functions give other values.
+
+    Args:
+        table: length of the axis.
+        grid: wanted length.
+        nudge: what is added to the wanted length where the scale factor is computed.
+    """
+    scale = (grid + nudge) / table
     centre = (np.arange(grid) + 0.5) / scale - 0.5
     first = np.floor(centre).astype(int)
     matrix = np.zeros((grid, table))
@@ -21,6 +39,11 @@ def dino_interpolation(table: int, grid: int) -> Float[np.ndarray, "grid table"]
         weight = cubic_kernel(centre - first - tap, a=-0.75)
         np.add.at(matrix, (np.arange(grid), np.clip(first + tap, 0, table - 1)), weight)
     return matrix.astype(np.float32)
+
+
+def dino_interpolation(table: int, grid: int) -> Float[np.ndarray, "grid table"]:
+    """`bicubic_interpolation` as DINO's `interpolate_pos_encoding` uses it: its +0.1 stays in the coordinates."""
+    return bicubic_interpolation(table, grid, nudge=0.1)
 
 
 def resample_positions(

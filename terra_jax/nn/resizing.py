@@ -22,7 +22,12 @@ def cubic_kernel(x, a: float):
 
 
 def resampling_matrix(
-    start: Float[Array, "*b"], length: Float[Array, "*b"], extent: int, size: int, flip: Bool[Array, "*b"] | None = None
+    start: Float[Array, "*b"],
+    length: Float[Array, "*b"],
+    extent: int,
+    size: int,
+    flip: Bool[Array, "*b"] | None = None,
+    nearest: bool = False,
 ) -> Float[Array, "*b size extent"]:
     """Antialiased bicubic resampling of the pixels [start, start + length) of an axis to `size` pixels.
 
@@ -31,14 +36,18 @@ def resampling_matrix(
         extent: pixels of the axis.
         size: pixels of the result.
         flip: whether to mirror the result.
+        nearest: take the pixel below each centre instead, as class ids want it.
     """
     step = (length / size)[..., None, None]
     centre = start[..., None, None] + (jnp.arange(size)[:, None] + 0.5) * step
     pixel = jnp.arange(extent) + 0.5
-    weight = cubic_kernel((pixel - centre) / jnp.maximum(step, 1.0), a=-0.5)
-    inside = (pixel > start[..., None, None]) & (pixel < (start + length)[..., None, None])
-    weight = jnp.where(inside, weight, 0.0)
-    weight = weight / weight.sum(-1, keepdims=True)
+    if nearest:
+        weight = (jnp.floor(centre) + 0.5 == pixel).astype(jnp.float32)
+    else:
+        weight = cubic_kernel((pixel - centre) / jnp.maximum(step, 1.0), a=-0.5)
+        inside = (pixel > start[..., None, None]) & (pixel < (start + length)[..., None, None])
+        weight = jnp.where(inside, weight, 0.0)
+        weight = weight / weight.sum(-1, keepdims=True)
     return weight if flip is None else jnp.where(flip[..., None, None], weight[..., ::-1, :], weight)
 
 
@@ -71,6 +80,7 @@ def crop_resize(
     order: Sequence[int],
     flips: Bool[Array, "b v 2"] | None = None,
     phase: Int[Array, "b 2"] | None = None,
+    nearest: bool = False,
 ) -> Float[Array, "b v size size c"]:
     """Views of a tile: for each box, all bands resampled to size x size pixels, channels last, float32.
 
@@ -81,10 +91,13 @@ def crop_resize(
         order: for each output channel, its place among all bands when the grids are laid end to end, finest first.
         flips: whether to mirror a view vertically, horizontally.
         phase: (row, column) of the tile's first pixel on the 60 m lattice, 0..5; None where tiles lie on the lattice.
+        nearest: take the nearest pixel instead of a mean, for class ids.
     """
     extents = grids[10].shape[-2:]
     matrices = [
-        resampling_matrix(boxes[..., i], boxes[..., i + 2], extents[i], size, None if flips is None else flips[..., i])
+        resampling_matrix(
+            boxes[..., i], boxes[..., i + 2], extents[i], size, None if flips is None else flips[..., i], nearest
+        )
         for i in (0, 1)
     ]
     views = []
@@ -96,8 +109,9 @@ def crop_resize(
             else on_coarse_grid(matrix, factor, values.shape[i - 2], None if phase is None else phase[:, i] % factor)
             for i, matrix in enumerate(matrices)
         )
-        partial = jnp.einsum("bvph,bchw->bvpcw", rows, values)
-        views.append(jnp.einsum("bvqw,bvpcw->bvpqc", columns, partial))
+        # Digital numbers have 14 bits; by default a TPU would multiply them with 8.
+        partial = jnp.einsum("bvph,bchw->bvpcw", rows, values, precision="highest")
+        views.append(jnp.einsum("bvqw,bvpcw->bvpqc", columns, partial, precision="highest"))
     return jnp.concatenate(views, axis=-1)[..., jnp.asarray(order)]
 
 

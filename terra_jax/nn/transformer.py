@@ -1,38 +1,63 @@
 """The pre-norm vision transformer block: attention, MLP, drop path."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from terra_jax.nn.linear import LayerNorm, Linear
+from terra_jax.nn.linear import Initialiser, LayerNorm, Linear, trunc_normal
+
+exact_gelu = partial(jax.nn.gelu, approximate=False)
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused query-key-value projection; softmax in float32."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        rngs: nnx.Rngs,
+        out_init: Initialiser = trunc_normal,
+        dtype: DTypeLike = jnp.float32,
+    ):
         head = {"heads": heads, "head_dim": width // heads}
         self.qkv = Linear({"embed": width}, {"qkv": 3, **head}, rngs=rngs, dtype=dtype)
-        self.out = Linear(head, {"embed": width}, rngs=rngs, dtype=dtype)
+        self.out = Linear(head, {"embed": width}, rngs=rngs, init=out_init, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Attend among the n tokens."""
-        q, k, v = jnp.moveaxis(self.qkv(x), -3, 0)
-        return self.out(jax.nn.dot_product_attention(q, k, v, implementation="xla"))
+        # Heads in front: on CPU twice as fast as `jax.nn.dot_product_attention`, which keeps the tokens there.
+        q, k, v = jnp.einsum("bnchd->cbhnd", self.qkv(x))
+        scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5).astype(v.dtype)
+        return self.out(jnp.einsum("bhnm,bhmd->bnhd", weights, v))
 
 
 class MLP(nnx.Module):
-    """Two linear maps with an exact (erf) GELU between."""
+    """Two linear maps with an activation between, by default the exact (erf) GELU."""
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        activation: Callable[[Array], Array] = exact_gelu,
+        dtype: DTypeLike = jnp.float32,
+    ):
         self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs, dtype=dtype)
         self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs, dtype=dtype)
+        self.activation = activation
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Transform each token by itself."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(self.activation(self.up(x)))
 
 
 class Block(nnx.Module):

@@ -59,7 +59,7 @@ def update_centre(
     return jnp.where(count > 0, momentum * centre + (1 - momentum) * mean, centre)
 
 
-def ema(average, current, momentum: Float[Array, ""]):
+def ema(average, current, momentum: Float[Array, ""] | float):
     """theta_t <- m theta_t + (1 - m) theta_s, leaf by leaf."""
     return jax.tree.map(lambda a, c: momentum * a + (1 - momentum) * c, average, current)
 

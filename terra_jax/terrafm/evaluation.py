@@ -29,7 +29,7 @@ class LandCoverKNN:
 
     Args:
         bank, queries: functions that iterate once over batches of whole tiles: the arrays of
-            `data_pipelines.recipes.terrafm.tile_spec`, with "scene" (class, index of SCENE_CLASSES) and "cloud"
+            `data_pipelines.recipes.tiles.tile_spec`, with "scene" (class, index of SCENE_CLASSES) and "cloud"
             (cloud fraction).
         random_params: makes a run's initial parameters.
         modalities: that the tiles hold; see `input_sets`.

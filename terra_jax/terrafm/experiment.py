@@ -1,7 +1,6 @@
 """A TerraFM run, put together from a config: data, objective, evaluation, report."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from ml_collections import ConfigDict
 
 from data_pipelines import sampling
 from data_pipelines.errors import DataError
-from data_pipelines.loader import Loader
+from data_pipelines.loader import one_pass
 from data_pipelines.recipes.terrafm import TerraFMRecipe, TileRecipe
-from data_pipelines.sources import Source, open_source
-from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sample import Sample
+from data_pipelines.sources import Source
 from terra_jax.evaluation.knn import FRACTIONS
 from terra_jax.evaluation.report import report_png
 from terra_jax.nn.initialisation import abstract, initial_params
@@ -25,6 +24,7 @@ from terra_jax.nn.precision import compute_dtype
 from terra_jax.terrafm.evaluation import LandCoverKNN, Scores, figures
 from terra_jax.terrafm.objective import TerraFMObjective, standardised_views
 from terra_jax.terrafm.variants import VARIANTS
+from terra_jax.training.data import open_data, training_indices, training_stream
 from terra_jax.training.experiment import Experiment
 from terra_jax.training.metrics import read_csv
 from terra_jax.training.objective import Bind, Params
@@ -58,20 +58,6 @@ def experiment(config: ConfigDict) -> Experiment:
     knn, reason = make_evaluator(config, source, objective)
     latest: dict[int, Scores] = {}
 
-    def loader(position: int, process_index: int, process_count: int) -> Loader:
-        return Loader(
-            source,
-            recipe,
-            training,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            process_index=process_index,
-            process_count=process_count,
-            start=position,
-            strict=config.data.strict,
-            threads=config.data.threads,
-        )
-
     def evaluate(knn: LandCoverKNN, bind: Bind, state: Mapping[str, Any], step: int) -> dict[str, float]:
         latest.clear()
         latest[step] = knn(bind, state["extra"]["teacher"])
@@ -79,7 +65,7 @@ def experiment(config: ConfigDict) -> Experiment:
 
     return Experiment(
         objective=objective,
-        loader=loader,
+        loader=training_stream(config, source, recipe, training),
         evaluators={"knn": partial(evaluate, knn)} if knn else {},
         report=partial(_report, config, source, objective, knn, reason, latest),
     )
@@ -131,28 +117,6 @@ def make_objective(config: ConfigDict, recipe: TerraFMRecipe | TileRecipe) -> Te
     )
 
 
-def open_data(config: ConfigDict) -> Source:
-    """The source that a config names, with the modalities of the run."""
-    data = config.data
-    source = open_source(
-        data.source,
-        path=data.path,
-        modalities=tuple(data.modalities),
-        tile=data.tile if data.source == "procedural" else None,
-        samples=data.samples if data.source == "procedural" else None,
-        seed=config.seed,
-    )
-    return CachedSource(source) if data.cache else source
-
-
-def training_indices(source: Source, config: ConfigDict) -> np.ndarray:
-    """Positions of the training samples: seen regions, the open sea thinned, land cover balanced."""
-    train = sampling.select(source.index, split="train")
-    kept = sampling.thin_ocean(source.index, config.data.ocean, config.seed, train)
-    chosen = kept if len(kept) else train
-    return chosen[sampling.balanced_indices(source.index.scene[chosen], config.data.balance, config.seed)]
-
-
 def evaluation_indices(source: Source, split: str, count: int) -> np.ndarray:
     """Up to `count` positions of a split whose scene class is known, the same for every run."""
     index = source.index
@@ -163,20 +127,11 @@ def evaluation_indices(source: Source, split: str, count: int) -> np.ndarray:
 def tile_batches(source: Source, recipe: TileRecipe, indices: np.ndarray, batch_size: int) -> Iterator[dict]:
     """Whole tiles in batches of at most `batch_size`, with "scene" and "cloud"; unreadable tiles are left out."""
 
-    def example(i: int) -> dict[str, np.ndarray] | None:
-        try:
-            sample = source[int(i)]
-            arrays = recipe(sample, int(i))
-        except DataError:
-            return None
+    def example(sample: Sample, i: int) -> dict[str, np.ndarray]:
         cloud = np.asarray(sample.attributes.get("cloud_fraction", 0), np.float32)
-        return {**arrays, "scene": np.asarray(source.index.scene[i], np.int32), "cloud": cloud}
+        return {**recipe(sample, i), "scene": np.asarray(source.index.scene[i], np.int32), "cloud": cloud}
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for start in range(0, len(indices), batch_size):
-            examples = [e for e in pool.map(example, indices[start : start + batch_size]) if e is not None]
-            if examples:
-                yield {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+    return one_pass(source, example, indices, batch_size)
 
 
 def make_evaluator(

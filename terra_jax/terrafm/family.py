@@ -1,26 +1,23 @@
 """What the registry must know of TerraFM."""
 
-import dataclasses
-import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from terra_jax.errors import ConfigError
-from terra_jax.nn.initialisation import abstract, draw_params
+from terra_jax.evaluation.table import scores_table
+from terra_jax.nn.initialisation import abstract, draw_params, with_options
 from terra_jax.terrafm.experiment import evaluate, experiment
 from terra_jax.terrafm.model import TerraFM
 from terra_jax.terrafm.torch_weights import weight_map
-from terra_jax.terrafm.variants import VARIANTS, Variant
+from terra_jax.terrafm.variants import VARIANTS
 from terra_jax.weights.convert import ModelSpec, Part
 
 MODELS = tuple(VARIANTS)
 LICENCE = "Apache-2.0 by the model card of MBZUAI/TerraFM; its code repository names none"
 
-__all__ = ["LICENCE", "MODELS", "assemble", "evaluate", "experiment", "maker", "spec"]
+__all__ = ["LICENCE", "MODELS", "assemble", "evaluate", "experiment", "maker", "scores_table", "spec"]
 
 
 def maker(name: str, **overrides: Any) -> Callable[[nnx.Rngs], TerraFM]:
@@ -33,14 +30,14 @@ def maker(name: str, **overrides: Any) -> Callable[[nnx.Rngs], TerraFM]:
     Raises:
         ConfigError: an override that is neither.
     """
-    variant, options = _split(name, overrides)
+    variant, options = with_options(name, VARIANTS[name], TerraFM, overrides)
     return lambda rngs: TerraFM(variant, rngs=rngs, **options)
 
 
 def spec(name: str, **overrides: Any) -> ModelSpec:
     """What conversion must know of a model: one part, the encoder."""
     make = maker(name, **overrides)
-    variant, _ = _split(name, overrides)
+    variant, _ = with_options(name, VARIANTS[name], TerraFM, overrides)
 
     def fresh() -> dict[str, Any]:
         # Zero keys score all modalities alike: fusion without trained keys is uniform attention.
@@ -55,14 +52,3 @@ def spec(name: str, **overrides: Any) -> ModelSpec:
 def assemble(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of the public model from those of its parts."""
     return dict(parts["encoder"])
-
-
-def _split(name: str, overrides: Mapping[str, Any]) -> tuple[Variant, dict[str, Any]]:
-    sizes = {field.name for field in dataclasses.fields(Variant)}
-    options = set(inspect.signature(TerraFM.__init__).parameters) - {"self", "variant", "rngs"}
-    for key in overrides:
-        if key not in sizes | options:
-            near = difflib.get_close_matches(key, sizes | options, n=2) or sorted(sizes | options)
-            raise ConfigError(f"{name} has no option {key!r}; did you mean {' or '.join(near)}?")
-    variant = dataclasses.replace(VARIANTS[name], **{k: v for k, v in overrides.items() if k in sizes})
-    return variant, {k: v for k, v in overrides.items() if k in options}

@@ -180,7 +180,7 @@ def standardised_views(
     """Cut, resize and standardise the tiles of a batch.
 
     Args:
-        batch: arrays "MODALITY/GSD" (b, band, y, x) as `data_pipelines.recipes.terrafm.tile_spec` names them.
+        batch: arrays "MODALITY/GSD" (b, band, y, x) as `data_pipelines.recipes.tiles.tile_spec` names them.
         boxes: (top, left, height, width) per tile and view, 10 m pixels.
         size: pixels per side of a view.
         modalities: which to take; stems are named in this order.

@@ -200,7 +200,7 @@ def load_meta(path: str | os.PathLike) -> dict[str, Any]:
     return _read_json(find_step(path), "meta")
 
 
-def load_params(path: str | os.PathLike, which: str = "student", part: str = "encoder") -> dict[str, Any]:
+def load_params(path: str | os.PathLike, which: str = "student", part: str = "") -> dict[str, Any]:
     """Read parameters of a run onto the host, with no need of its mesh.
 
     Args:

@@ -61,6 +61,7 @@ class Experiment:
             "<evaluator>/<figure>" in the metrics and the report.
         init: weights to start from, asked for once, at step 0.
         report: called at the end, before report.json is written.
+        options: options of the model that checkpoints record, so that whoever loads its weights need not give them.
     """
 
     objective: Objective
@@ -68,3 +69,4 @@ class Experiment:
     evaluators: Mapping[str, Evaluator] = field(default_factory=dict)
     init: Callable[[], Initial] | None = None
     report: ReportHook | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)

@@ -38,7 +38,8 @@ class Objective(Protocol):
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module with all trained parameters (only `nnx.Param` variables).
 
-        Its attribute `encoder` is the public model; every other attribute is a training-only part.
+        Attributes named as the parts of the model's spec ("encoder", "tokenizer") are the public model; every other
+        attribute is a training-only part.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""AdamW as DINO uses it: warm-up and cosine schedules, clipping tensor by tensor, parts that thaw later."""
+"""AdamW with warm-up and cosine schedules, clipping by tensor (as DINO) or over all, parts that thaw later."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,30 +21,36 @@ class AdamW:
     Attributes:
         steps: number of updates of the whole run; the schedules end there.
         learning_rate: peak, reached after the warm-up.
-        warmup_steps: length of the linear warm-up from 0.
+        warmup_steps: length of the linear warm-up.
+        first_learning_rate: where the warm-up starts.
         final_learning_rate: at the end of the cosine.
         weight_decay: at the start.
         final_weight_decay: at the end of its cosine; None keeps it constant.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
-        clip_norm: largest norm of one tensor's gradient, None for no clipping.
+        clip_norm: largest norm of the gradient, None for no clipping.
+        clip: what that norm is of: every "tensor" by itself, or "all" of them together.
     """
 
     steps: int
     learning_rate: float
     warmup_steps: int = 0
+    first_learning_rate: float = 0.0
     final_learning_rate: float = 0.0
     weight_decay: float = 0.04
     final_weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float | None = None
+    clip: str = "tensor"
 
     def __post_init__(self):
         if self.steps < 1:
             raise ConfigError(f"steps={self.steps} must be 1 or more")
         if self.warmup_steps < 0:
             raise ConfigError(f"optimizer.warmup_steps={self.warmup_steps} must be 0 or more")
+        if self.clip not in ("tensor", "all"):
+            raise ConfigError(f"optimizer.clip={self.clip!r} must be tensor or all")
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any], steps: int) -> "AdamW":
@@ -61,7 +67,7 @@ class AdamW:
 
     def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
         """Learning rate of the update number `step`, counted from 0."""
-        warmup = linear_ramp(step, 0.0, self.learning_rate, self.warmup_steps)
+        warmup = linear_ramp(step, self.first_learning_rate, self.learning_rate, self.warmup_steps)
         rest = self.steps - self.warmup_steps
         after = cosine_ramp(step - self.warmup_steps, self.learning_rate, self.final_learning_rate, rest)
         return jnp.where(step < self.warmup_steps, warmup, after)
@@ -88,7 +94,10 @@ class AdamW:
 
     def _updated_from(self, start: int, axes: PyTree) -> optax.GradientTransformation:
         """Make the AdamW of those parameters whose first update is at step `start`."""
-        chain = [] if self.clip_norm is None else [clip_by_tensor(self.clip_norm, axes)]
+        chain = []
+        if self.clip_norm is not None:
+            by_tensor = self.clip == "tensor"
+            chain = [clip_by_tensor(self.clip_norm, axes) if by_tensor else optax.clip_by_global_norm(self.clip_norm)]
         chain += [
             optax.scale_by_adam(*self.betas, eps=self.eps, mu_dtype=jnp.float32),
             optax.add_decayed_weights(

@@ -155,7 +155,13 @@ class Recorder:
             self.evaluations.sync()
         seconds = self.seconds_before + time.perf_counter() - self.began
         data = {"position": self.stream.position, "substituted": self.substituted, "seconds": seconds}
-        meta = {"model": self.config.model, "step": step, "config": as_json(self.config), "versions": versions()}
+        meta = {
+            "model": self.config.model,
+            "options": dict(self.experiment.options),
+            "step": step,
+            "config": as_json(self.config),
+            "versions": versions(),
+        }
         self.checkpoints.save(step, state, data, meta)
         self.saved_step = step
         self.last = time.perf_counter()

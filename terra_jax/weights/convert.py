@@ -9,20 +9,29 @@ A model has one or more parts, each a public file of its own. Every route accoun
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from terra_jax.errors import CheckpointError, WeightsError
 from terra_jax.weights.files import SUPPORTED, is_weight_file, open_state, save_state
-from terra_jax.weights.params_folder import is_params_folder, load_params, save_params
+from terra_jax.weights.params_folder import is_params_folder, load_params, read_card, save_params
 from terra_jax.weights.rules import Params, WeightMap, flatten_params, misfit
 from terra_jax.weights.state import LazyTensor
 from terra_jax.weights.transfer import Report, conform_state, export_state, import_params
 
 CHOICES = ("teacher", "student", "ema")
-Loader = Callable[[Path, str], Mapping[str, Params]]
+
+
+class Held(NamedTuple):
+    """What a folder holds: part -> parameters, and the options of the model that go with them."""
+
+    parts: Mapping[str, Params]
+    options: Mapping[str, Any]
+
+
+Loader = Callable[[Path, str], Held]
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,15 @@ class ModelSpec:
         parts: Part name -> part, in order; a model of one file has one part.
         licence: The licence of the public weights, printed with every conversion.
         default_weights: Which of "teacher", "student" and "ema" is meant when a source holds several and none is named.
+        public_options: Options of the model that its PyTorch files imply, since they cannot say; a params folder and a
+            training folder hold their own.
     """
 
     name: str
     parts: Mapping[str, Part]
     licence: str
     default_weights: str = "teacher"
+    public_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_sources(texts: Sequence[str], parts: Sequence[str]) -> dict[str, Path]:
@@ -98,7 +110,7 @@ def load_parts(
         spec: The model.
         sources: Part -> weight file, params folder, or training folder (a working folder or one of its steps).
         weights: "teacher", "student" or "ema", where the source holds several; None for the model's default.
-        load_workdir: Reads a training folder: (path, weights) -> part -> parameters.
+        load_workdir: Reads a training folder: (path, weights) -> what it holds.
 
     Returns:
         Part -> nested dict of arrays, and an account for every part.
@@ -132,7 +144,7 @@ def convert(
         target: A weight file, to write PyTorch (STEM.PART.SUFFIX if the model has several parts); else a params folder.
         weights: "teacher", "student" or "ema", where a source holds several; None for the model's default.
         overwrite: Whether to replace what lies at the target.
-        load_workdir: Reads a training folder: (path, weights) -> part -> parameters.
+        load_workdir: Reads a training folder: (path, weights) -> what it holds.
         log: Takes each line for the user.
 
     Raises:
@@ -151,7 +163,8 @@ def convert(
             log(f"{report}\n  -> {targets[part]}")
     else:
         loaded, reports = load_parts(spec, paths, weights, load_workdir)
-        save_params(target, spec.name, loaded, spec.licence)
+        options = {name: value for report in reports for name, value in report.options.items()}
+        save_params(target, spec.name, loaded, spec.licence, options)
         log("\n".join([*map(str, reports), f"  -> {target} (params folder of {spec.name})"]))
     log(f"licence of the public weights: {spec.licence}")
 
@@ -173,22 +186,25 @@ def _load_part(
     entry = spec.parts[part]
     template = entry.template()
     if is_weight_file(path):
-        return import_params(_preferring(entry.weights, weights), open_state(path), template, entry.fresh)
+        params, report = import_params(_preferring(entry.weights, weights), open_state(path), template, entry.fresh)
+        return params, replace(report, options=spec.public_options)
     if not path.is_dir():
         what = "is no folder and its suffix names no weight format" if path.exists() else "does not exist"
         raise WeightsError(f"{path}: {what}; give a {SUPPORTED} file, a params folder or a training folder")
     if is_params_folder(path):
-        params: Params = load_params(path, spec.name, {part: template})[part]
+        held = Held(load_params(path, spec.name, {part: template}), read_card(path).options)
     elif load_workdir is not None:
-        params = load_workdir(path, weights)[part]
+        held = load_workdir(path, weights)
     else:
         raise WeightsError(
             f"{path}: is no params folder that `terra-jax convert` wrote; give one, or a {SUPPORTED} file"
         )
+    params = dict(held.parts[part])
     leaves = flatten_params(params)
     if reason := misfit({name: tuple(leaf.shape) for name, leaf in leaves.items()}, template):
         raise CheckpointError(f"{path}: {reason}; use the options that it was made with")
-    return params, Report(str(path), len(leaves), sum(leaf.size for leaf in leaves.values()))
+    size = sum(leaf.size for leaf in leaves.values())
+    return params, Report(str(path), len(leaves), size, options=held.options)
 
 
 def _chosen(spec: ModelSpec, weights: str | None) -> str:

@@ -1,6 +1,6 @@
 """Params folders: a model's parameters as JAX has them, without optimiser or teacher.
 
-    FOLDER/terra_jax.json    format version, model, and for every part its arrays' shapes, types and CRCs
+    FOLDER/terra_jax.json    format version, model and options, and for every part its arrays' shapes, types and CRCs
     FOLDER/params/           an Orbax checkpoint of {part: nested dict of arrays}
 
 Orbax notices truncation, not a flipped bit; the CRCs do. The whole folder appears at once or not at all.
@@ -10,7 +10,7 @@ import json
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,13 @@ class Card:
         model: The model's name.
         parts: For each part, dotted path -> {"shape", "dtype", "crc32"}.
         licence: The licence of the weights that the parameters came from.
+        options: Options of the model that go with its parameters; JSON values.
     """
 
     model: str
     parts: Mapping[str, Mapping[str, Mapping[str, Any]]]
     licence: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_params_folder(path: Path) -> bool:
@@ -46,7 +48,13 @@ def is_params_folder(path: Path) -> bool:
     return (path / CARD).is_file()
 
 
-def save_params(path: Path, model: str, parts: Mapping[str, Params], licence: str = "") -> None:
+def save_params(
+    path: Path,
+    model: str,
+    parts: Mapping[str, Params],
+    licence: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Writes parameters as a params folder, in place of one that may be there.
 
     Args:
@@ -54,6 +62,7 @@ def save_params(path: Path, model: str, parts: Mapping[str, Params], licence: st
         model: The model's name.
         parts: Part -> nested dict of arrays.
         licence: The licence of the weights.
+        options: Options of the model that go with its parameters; JSON values.
 
     Raises:
         WeightsError: The folder cannot be written.
@@ -64,7 +73,7 @@ def save_params(path: Path, model: str, parts: Mapping[str, Params], licence: st
     described = {
         part: {name: _description(leaf) for name, leaf in flatten_params(tree).items()} for part, tree in trees.items()
     }
-    card = {"format": FORMAT, "model": model, "licence": licence, "parts": described}
+    card = {"format": FORMAT, "model": model, "licence": licence, "options": dict(options or {}), "parts": described}
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights do not compress, and it doubles the memory
     context.memory.deepcopy_host_arrays = False  # nobody changes them meanwhile
@@ -84,7 +93,8 @@ def read_card(path: Path) -> Card:
         card = json.loads((path / CARD).read_text())
         if card["format"] != FORMAT:
             raise CheckpointError(f"{path}: is a params folder of format {card['format']}; update terra_jax to read it")
-        return Card(str(card["model"]), {part: dict(arrays) for part, arrays in card["parts"].items()}, card["licence"])
+        parts = {part: dict(arrays) for part, arrays in card["parts"].items()}
+        return Card(str(card["model"]), parts, card["licence"], dict(card["options"]))
     except OSError as error:
         raise CheckpointError(f"{path}: has no {CARD}; give a params folder that `terra-jax convert` wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,7 +1,7 @@
 """Moving values along a weight map: import, export and re-export, each checked key by key and accounted for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ class Report:
         left_out: JAX parameters that are for training only and were not written.
         aside: Keys of the file that were not used.
         cast: Types of the file other than the model's, which were converted.
+        options: Options of the model that its weights imply, for whoever builds it.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Report:
     left_out: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.tensors} tensors mapped, {self.parameters:,} parameters"]
@@ -63,6 +65,8 @@ class Report:
             lines.append(f"  for training only, left out: {', '.join(self.left_out)}")
         if self.aside:
             lines.append(f"  in the file, not used: {_summary(self.aside)}")
+        if self.options:
+            lines.append(f"  options: {', '.join(f'{name}={value}' for name, value in self.options.items())}")
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, one_pass
 from data_pipelines.sources.cached import CachedSource
 
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_loaded_is_refused():
 SCRIPT = """
 import numpy as np
 from fakes import FakeRecipe, FakeSource
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, one_pass
 loader = Loader(FakeSource(11), FakeRecipe(), np.arange(11), batch_size=4, seed=0)
 next(loader)
 {ending}
@@ -134,3 +134,10 @@ def test_it_ends_without_noise_and_without_parsed_flags(ending):
     script = f"import sys; sys.path[:0] = {path!r}\n" + SCRIPT.format(ending=ending)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_one_pass_reads_each_once_in_order_without_the_unreadable():
+    example = lambda sample, i: {"sample": np.int64(sample.rasters["DEM"].grids[10][0, 0, 0]), "i": np.int64(i)}  # noqa: E731
+    batches = list(one_pass(FakeSource(9, unreadable=(4,)), example, np.array([1, 3, 4, 5, 8]), 2))
+    assert [batch["sample"].tolist() for batch in batches] == [[1, 3], [5], [8]]
+    assert all(np.array_equal(batch["sample"], batch["i"]) for batch in batches)

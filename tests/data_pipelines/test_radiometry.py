@@ -94,7 +94,12 @@ def test_reflectance_that_is_no_digital_number_is_refused(value):
         (np.linspace(-25, 1, 50), Unit.LINEAR, "db"),
         (np.linspace(100, 3000, 50), Unit.REFLECTANCE, "dn10000"),
         (np.linspace(0.01, 1.2, 50), Unit.DN10000, "reflectance"),
+        (-np.linspace(1, 25, 50), Unit.DN10000, "db"),
+        (np.linspace(100, 3000, 50), Unit.DB, "dn10000"),
         (np.array([1, 2, 11], np.uint8), Unit.CLASS, "class 11"),
+        (np.array([1, -3], np.int16), Unit.CLASS, "class -3"),
+        (np.array([1, 2.5]), Unit.CLASS, "class 2.5"),
+        (np.array([100, -32768], np.int16), Unit.METRE, "what is no data"),
         (np.linspace(0, 200, 9), Unit.INDEX, "-1..1"),
     ],
 )

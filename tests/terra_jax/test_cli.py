@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,9 @@ sys.path.insert(0, str(ROOT / "tests" / "data_pipelines"))
 from fakes import plausible, write_folder, write_tif  # noqa: E402
 
 TRAIN = ("train", "--config", "terrafm/nano", "--workdir", "run")
+LULC = "terramind_v1_tokenizer_lulc_nano"
+TOKENIZE = ("tokenize", "--out", "tokens", "--model")
+RECONSTRUCT = ("reconstruct", "--in", "a.tif", "--out", "b.tif", "--model")
 CONVERT = ("convert", "--model", "terrafm_nano")
 GEOTIFF = ("--config.data.source=geotiff", "--config.data.path=tiles")
 
@@ -60,7 +64,7 @@ def losses(workdir: Path) -> list[tuple[str, str]]:
     return [(row["step"], row["loss"]) for row in csv.DictReader((workdir / "metrics.csv").read_text().splitlines())]
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "convert", "models"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "convert", "tokenize", "reconstruct", "models"])
 def test_every_command_has_help_with_an_example(terra_jax_command, name):
     result = terra_jax_command(name, "--help")
     assert result.status == 0 and f"\n  terra-jax {name}" in result.out
@@ -68,7 +72,7 @@ def test_every_command_has_help_with_an_example(terra_jax_command, name):
 
 
 def test_models_lists_names_and_sizes(terra_jax_command):
-    assert "terrafm_base     112,951,296 parameters" in terra_jax_command("models").out
+    assert re.search(r"terrafm_base +112,951,296 parameters", terra_jax_command("models").out)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,17 @@ def test_models_lists_names_and_sizes(terra_jax_command):
         ([*CONVERT, "--from", ".", "--to", "x.pt"], ["holds no checkpoint", "--workdir"]),
         ([*CONVERT, "--from", "part=x.pt", "--to", "x.pt"], ["no part 'part'", "encoder"]),
         (["convert", "--model", "terrafm", "--from", "x.pt", "--to", "y.pt"], ["'terrafm'", "terrafm_nano"]),
+        ([*TOKENIZE, f"{LULC}=nowhere.pt", "--source", "geotif"], ["'geotif'", "did you mean geotiff"]),
+        ([*TOKENIZE, f"{LULC}=nowhere.pt", "--source", "geotiff"], ["'geotiff'", "needs a path"]),
+        ([*TOKENIZE, f"{LULC}=nowhere.pt", "--source", "procedural"], ["nowhere.pt", ".safetensors"]),
+        ([*TOKENIZE, LULC, "--source", "procedural"], ["no weights", f"{LULC}=PATH"]),
+        ([*TOKENIZE, "coords", "--source", "procedural"], ["no image tokenizer", "s2l2a=PATH"]),
+        ([*TOKENIZE, "terrafm_nano=x.pt", "--source", "procedural"], ["'terrafm_nano'", "did you mean"]),
+        ([*TOKENIZE, f"{LULC}=x.pt", "--source", "procedural", "--size", "60"], ["--size 60", "multiple of 8"]),
+        ([*TOKENIZE, f"{LULC}=x.pt", "--source", "procedural", "--process", "1"], ["'1'", "write 0/2"]),
+        ([*RECONSTRUCT, "terrafm_nano", "--weights", "x.pt"], ["terrafm_nano", "image tokenizer", LULC]),
+        ([*RECONSTRUCT, LULC, "--weights", "nowhere.pt"], ["nowhere.pt", ".safetensors"]),
+        ([*RECONSTRUCT, LULC, "--weights", "x.pt", "--clip", "two"], ["'two'", "unit", "none"]),
         (["evaluate", "--config", "terrafm/nano", "--weights", "nowhere"], ["nowhere", "does not exist"]),
         (["evaluate", "--config", "terrafm/nano", "--weights", "x", "--split", "train"], ["'train'", "val"]),
     ],

@@ -28,17 +28,31 @@ def test_quick_run_reports_every_figure(repository, torch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
+@pytest.mark.slow
+def test_quick_run_of_the_tokenizers(repository, torch, tmp_path):
+    done = run(repository, "tokenizers", "--quick", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "figures.json").read_text())
+    for name in ("encode1", "encode8", "decode1"):
+        row = result["rows"][name]
+        assert all(row[figure][side] > 0 for figure in ("seconds", "peak_bytes") for side in ("torch", "jax"))
+        assert row["ratio"]["median"] > 0 and name in done.stdout
+    assert "remat" not in done.stdout and "python" not in result
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--rows", "backward"], "unknown row 'backward'"),
+        (["tokenizers", "--rows", "step"], "unknown row 'step'; choose from encode1, encode8, decode1"),
+        (["tokenizers", "--size", "large"], "--size: tokenizers has no large; choose from nano, base"),
         (["--pairs", "0"], "--pairs must be at least 1"),
         (["--json", "/no/such/folder/x.json"], "make it first"),
         (["--torch-python", "/no/such/python"], "/no/such/python"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(repository, arguments, message):
-    done = run(repository, "terrafm", *arguments)
+    done = run(repository, *(["terrafm"] if arguments[0].startswith("--") else []), *arguments)
     assert done.returncode == 2
     assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr

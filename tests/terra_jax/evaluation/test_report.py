@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from terra_jax.evaluation import knn, report
+from terra_jax.evaluation.page import smoothed
 
 NAMES = ["water", "trees", "crops"]
 
@@ -74,5 +75,5 @@ def test_pca_of_constant_features_is_grey():
 
 
 def test_smoothing_keeps_constants_and_length():
-    np.testing.assert_allclose(report.smoothed(np.full(10, 2.5), 5), 2.5)
-    np.testing.assert_allclose(report.smoothed(np.arange(5.0), 3), [0.5, 1, 2, 3, 3.5])
+    np.testing.assert_allclose(smoothed(np.full(10, 2.5), 5), 2.5)
+    np.testing.assert_allclose(smoothed(np.arange(5.0), 3), [0.5, 1, 2, 3, 3.5])

@@ -29,6 +29,14 @@ def test_a_whole_tile_at_its_own_size_is_copied():
     np.testing.assert_allclose(views[0, 0], tile[0, [2, 0, 1]].transpose(1, 2, 0), atol=1e-6)
 
 
+def test_class_ids_are_taken_from_the_nearest_pixel():
+    classes = np.random.default_rng(3).integers(0, 10, (1, 1, 24, 24)).astype(np.uint8)
+    boxes = jnp.array([[[3, 2, 17, 20]]], jnp.float32)
+    views = crop_resize({10: classes}, boxes, 16, (0,), jnp.array([[[False, True]]]), nearest=True)
+    picture = Image.fromarray(classes[0, 0]).resize((16, 16), Image.Resampling.NEAREST, box=(2, 3, 22, 20))
+    np.testing.assert_array_equal(views[0, 0, :, :, 0], np.asarray(picture)[:, ::-1])
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     top=st.integers(0, 10), left=st.integers(0, 10), height=st.integers(4, 20), width=st.integers(4, 20),

@@ -4,8 +4,9 @@ import pytest
 from data_pipelines.modalities import OCEAN, SCENE_CLASSES
 from data_pipelines.sources import open_source
 from terra_jax.terrafm.evaluation import figures, input_sets
-from terra_jax.terrafm.experiment import evaluation_indices, make_objective, open_data, training_indices
+from terra_jax.terrafm.experiment import evaluation_indices, make_objective
 from terra_jax.training.config import load_config
+from terra_jax.training.data import open_data, training_indices
 
 
 @pytest.fixture(scope="module")

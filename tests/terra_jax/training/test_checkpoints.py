@@ -88,13 +88,13 @@ def test_a_failed_write_surfaces(tmp_path, monkeypatch):
 
 
 def test_parameters_are_read_without_a_mesh(workdir):
-    student = load_params(workdir)
+    student = load_params(workdir, part="encoder")
     assert isinstance(student["norm"], np.ndarray) and set(student) == {"blocks", "norm"}
     np.testing.assert_array_equal(student["blocks"]["kernel"], np.full((2, 4), 30.0))
     step = workdir / "checkpoints" / "20"
-    np.testing.assert_array_equal(load_params(step, "teacher")["blocks"]["kernel"], np.full((2, 4), 21.0))
+    np.testing.assert_array_equal(load_params(step, "teacher")["encoder"]["blocks"]["kernel"], np.full((2, 4), 21.0))
     np.testing.assert_array_equal(load_params(step, "teacher", "encoder/blocks/kernel"), np.full((2, 4), 21.0))
-    assert set(load_params(step, "student", "")) == {"encoder", "head"}
+    assert set(load_params(step)) == {"encoder", "head"}
     assert load_meta(workdir)["step"] == 30 and load_meta(step)["step"] == 20
 
 
@@ -102,7 +102,7 @@ def test_what_is_not_there_is_named(workdir, tmp_path_factory):
     with pytest.raises(CheckpointError, match=r"has no params/decoder; params holds encoder, head"):
         load_params(workdir, part="decoder")
     with pytest.raises(CheckpointError, match=r"has no extra/ema/encoder; extra holds centre, teacher"):
-        load_params(workdir, "ema")
+        load_params(workdir, "ema", "encoder")
     with pytest.raises(CheckpointError, match="weights 'tutor' are unknown; choose one of student, teacher, ema"):
         load_params(workdir, "tutor")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from terra_jax.errors import ConfigError
@@ -54,6 +55,19 @@ def test_schedules_warm_up_and_end_where_they_should():
     assert float(optimiser.weight_decay_at(100)) == pytest.approx(0.4)
 
 
+def test_the_warm_up_may_start_above_zero():
+    optimiser = AdamW(steps=100, learning_rate=1.0, warmup_steps=10, first_learning_rate=0.2)
+    assert [float(optimiser.learning_rate_at(step)) for step in (0, 5, 10)] == pytest.approx([0.2, 0.6, 1.0])
+
+
+def test_clipping_over_all_keeps_the_direction():
+    transform = AdamW(steps=1, learning_rate=1.0, clip_norm=1.0, clip="all").transform(AXES, {})
+    gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 3.0), params())
+    _, state = transform.update(gradients, transform.init(params()), params())
+    moments = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(optax.tree.get(state, "mu"))])
+    assert np.ptp(moments) == 0 and np.linalg.norm(moments) == pytest.approx(0.1, rel=1e-5)
+
+
 def test_clipping_is_by_tensor_and_by_layer():
     layers = jnp.asarray([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     gradients = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.asarray([0.1, 0.0]), "blocks": {"scale": layers}}
@@ -72,5 +86,7 @@ def test_moments_are_float32():
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match="frozen prefix 'haed' names no parameter"):
         AdamW(steps=1, learning_rate=1.0).transform(AXES, {"haed": 2})
+    with pytest.raises(ConfigError, match=r"optimizer.clip='global' must be tensor or all"):
+        AdamW(steps=1, learning_rate=1.0, clip="global")
     with pytest.raises(ConfigError, match=r"optimizer.*momentum"):
         AdamW.from_config({"learning_rate": 1.0, "momentum": 0.9}, 10)

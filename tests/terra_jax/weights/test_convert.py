@@ -8,6 +8,8 @@ import toy_model
 
 from terra_jax.errors import CheckpointError, WeightsError
 from terra_jax.weights import LazyTensor, ModelSpec, Part, convert, export_state, open_state, parse_sources, save_state
+from terra_jax.weights.convert import Held
+from terra_jax.weights.params_folder import read_card
 
 WEIGHTS, PARAMS = toy_model.weight_map(), toy_model.params()
 
@@ -47,21 +49,31 @@ def test_a_training_folder_is_exported_and_extracted(tmp_path):
 
     def load_workdir(path, weights):
         asked.append((path, weights))
-        return {"model": PARAMS}
+        return Held({"model": PARAMS}, {"clip": "none"})
 
     options = {"load_workdir": load_workdir, "log": lambda line: None}
     convert(spec(), [str(tmp_path / "run")], tmp_path / "w.pt", **options)
     convert(spec(), [str(tmp_path / "run")], tmp_path / "params", weights="ema", **options)
     convert(spec(), [str(tmp_path / "params")], tmp_path / "w2.pt", **options)
+    assert read_card(tmp_path / "params").options == {"clip": "none"}
     assert asked == [(tmp_path / "run", "teacher"), (tmp_path / "run", "ema")]
     assert (tmp_path / "w.pt").read_bytes() == (tmp_path / "w2.pt").read_bytes()
 
 
+def test_options_that_files_imply_go_into_the_params_folder_and_on(public, tmp_path):
+    implied = spec(public_options={"clip": "unit"})
+    lines: list[str] = []
+    convert(implied, [str(public)], tmp_path / "first", log=lines.append)
+    convert(spec(), [str(tmp_path / "first")], tmp_path / "second", log=lines.append)
+    assert read_card(tmp_path / "second").options == {"clip": "unit"}
+    assert "\n".join(lines).count("options: clip=unit") == 2
+
+
 def test_a_training_folder_of_other_sizes_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
-    other = {**PARAMS, "cls": np.zeros(9, np.float32)}
+    held = Held({"model": {**PARAMS, "cls": np.zeros(9, np.float32)}}, {})
     with pytest.raises(CheckpointError, match=r"run: cls is \(9,\) there and \(8,\) in the model"):
-        convert(spec(), [str(tmp_path / "run")], tmp_path / "w.pt", load_workdir=lambda path, weights: {"model": other})
+        convert(spec(), [str(tmp_path / "run")], tmp_path / "w.pt", load_workdir=lambda *_: held)
 
 
 @pytest.mark.parametrize(("weights", "factor"), [(None, 1), ("teacher", 1), ("student", 2)])

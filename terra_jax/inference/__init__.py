@@ -1,0 +1,1 @@
+"""Trained models over rasters: GeoTIFF in, GeoTIFF or tokens out, georeference kept."""
