@@ -5,7 +5,6 @@ Started by benchmark.py; the argument is the row's settings as JSON. The step is
 
 import dataclasses
 import json
-import resource
 import statistics
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import flax
 import jax
 import numpy as np
+from benchmark_timing import timed
 from flax import nnx
 
 from data_pipelines.recipes.terrafm import TerraFMRecipe
@@ -69,19 +69,8 @@ def step(settings: dict[str, Any]) -> tuple[Callable[[], Any], float]:
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Seconds of every repeat after an untimed run, of compiling, and the process's peak memory."""
     run, compile_seconds = (forward if settings["row"] == "forward" else step)(settings)
-    run()
-    times = []
-    for _ in range(settings["repeats"]):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return {
-        "seconds": statistics.median(times),
-        "times": times,
-        "compile_seconds": compile_seconds,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "versions": {"jax": jax.__version__, "flax": flax.__version__},
-    }
+    versions = {"jax": jax.__version__, "flax": flax.__version__}
+    return {**timed(run, settings["repeats"]), "compile_seconds": compile_seconds, "versions": versions}
 
 
 def compile_time(settings: dict[str, Any]) -> dict[str, Any]:

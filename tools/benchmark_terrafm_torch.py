@@ -4,14 +4,12 @@ Started by benchmark.py; the argument is the row's settings as JSON.
 """
 
 import json
-import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from benchmark_timing import timed
 from pytorch_terrafm import SIZES, DINOTrainer, TerraFM
 
 
@@ -52,28 +50,14 @@ def step(settings: dict[str, Any], wrap: Callable) -> Callable[[], Any]:
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of every repeat after two untimed runs, and the process's peak memory."""
+    """Seconds of every repeat after untimed runs, and the process's peak memory."""
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     wrap = torch.compile if settings["variant"] == "compile" else lambda function: function
     run = (forward if settings["row"] == "forward" else step)(settings, wrap)
-    start = time.perf_counter()
-    run()
-    first = time.perf_counter() - start
-    if settings["repeats"] > 1:
-        run()
-    times = []
-    for _ in range(settings["repeats"]):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return {
-        "seconds": statistics.median(times),
-        "times": times,
-        "first_call_seconds": first,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "versions": {"torch": torch.__version__},
-    }
+    # the second call of a compiled step may compile once more, as gradients are there no longer
+    figures = timed(run, settings["repeats"], untimed=2 if settings["repeats"] > 1 else 1)
+    return {**figures, "versions": {"torch": torch.__version__}}
 
 
 if __name__ == "__main__":

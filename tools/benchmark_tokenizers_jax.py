@@ -4,8 +4,6 @@ Started by benchmark.py; the argument is the row's settings as JSON.
 """
 
 import json
-import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_timing import timed
 from flax import nnx
 
 from terra_jax.nn.initialisation import abstract
@@ -58,19 +57,8 @@ def _small(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Seconds of every repeat after an untimed run, of compiling, and the process's peak memory."""
     run, compile_seconds = compiled(settings)
-    run()
-    times = []
-    for _ in range(settings["repeats"]):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return {
-        "seconds": statistics.median(times),
-        "times": times,
-        "compile_seconds": compile_seconds,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "versions": {"jax": jax.__version__, "flax": flax.__version__},
-    }
+    versions = {"jax": jax.__version__, "flax": flax.__version__}
+    return {**timed(run, settings["repeats"]), "compile_seconds": compile_seconds, "versions": versions}
 
 
 if __name__ == "__main__":

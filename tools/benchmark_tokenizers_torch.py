@@ -4,14 +4,12 @@ Started by benchmark.py; the argument is the row's settings as JSON.
 """
 
 import json
-import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from benchmark_timing import timed
 from pytorch_terramind_tokenizer import SIZES, Tokenizer
 
 NAMES = {"base": "s2l2a", "nano": "s2l2a_nano"}
@@ -42,22 +40,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Seconds of every repeat after an untimed run, and the process's peak memory."""
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
-    run = work(settings)
-    start = time.perf_counter()
-    run()
-    first = time.perf_counter() - start
-    times = []
-    for _ in range(settings["repeats"]):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return {
-        "seconds": statistics.median(times),
-        "times": times,
-        "first_call_seconds": first,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "versions": {"torch": torch.__version__},
-    }
+    return {**timed(work(settings), settings["repeats"]), "versions": {"torch": torch.__version__}}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import TINY_TOKENIZER as TINY
 
 from terra_jax.errors import ConfigError
 from terra_jax.terramind.tokenizer_experiment import evaluation_indices, experiment, make_objective
@@ -19,14 +20,6 @@ from fakes import write_folder
 
 CONFIGS = [name for name in list_configs() if name.startswith("terramind/tokenizer_")]
 TRAIN = ("train", "--config", "terramind/tokenizer_lulc_nano")
-TINY = tuple(
-    f"--config.{change}"
-    for change in (
-        "steps=4", "batch_size=4", "data.samples=120", "data.tile=36", "views.sizes=(32,)", "checkpoint.every=2",
-        "objective.ema_momentum=0.5", "evaluation.every=2", "evaluation.samples=6", "evaluation.codebook_samples=12",
-        "evaluation.batch_size=4",
-    )
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
