@@ -42,7 +42,10 @@ def public(name: str, *, samples: int, epochs: int, sizes: tuple[int, ...], batc
                 "threads": 16,
             },
             "views": {"sizes": sizes, "scale": (0.8, 1.0), "flip": 0.5},
-            "objective": {"ema_momentum": 0.9999},
+            "objective": {
+                "ema_momentum": 0.9999,
+                "spread": 0.0,  # weight of the term that spreads latents over the codebook; published: none
+            },
             "optimizer": {
                 "learning_rate": 1.414e-4,
                 "warmup_steps": epoch,
@@ -74,7 +77,7 @@ def nano(config: ConfigDict) -> ConfigDict:
     config.remat = "none"
     config.data.update({"samples": 4096, "tile": 72, "cache": True, "threads": 2, "balance": 0.5, "ocean": 0.02})
     config.views.sizes = (64,)
-    config.objective.ema_momentum = 0.0
+    config.objective.update({"ema_momentum": 0.0, "spread": 0.1})  # without it a handful of codes serve all
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 30, "first_learning_rate": 0.0})
     config.checkpoint.every = 200
     config.evaluation.update({"every": 200, "samples": 128, "codebook_samples": 1024, "batch_size": 32})

@@ -21,6 +21,17 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 """Name -> what the backward pass keeps; `none` keeps everything and recomputes nothing."""
 
 
+def remat_policy(name: str) -> Callable | None:
+    """The policy of that name; None for keeping everything.
+
+    Raises:
+        ConfigError: if it is unknown.
+    """
+    if name not in REMAT_POLICIES:
+        raise ConfigError(f"unknown remat policy {name!r}; choose one of {', '.join(REMAT_POLICIES)}")
+    return REMAT_POLICIES[name]
+
+
 class Stack(nnx.Module):
     """`depth` blocks of the same shape, run one after another.
 
@@ -44,12 +55,10 @@ class Stack(nnx.Module):
         drop_path: float = 0.0,
         remat: str = "none",
     ):
-        if remat not in REMAT_POLICIES:
-            raise ConfigError(f"unknown remat policy {remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
         self.blocks = _stacked(make_block, depth, rngs)
         self.depth = depth
         self.drop_path = drop_path
-        self.remat = remat
+        self.policy = remat_policy(remat)
 
     def __call__(
         self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None, *, every: bool = False
@@ -70,8 +79,8 @@ class Stack(nnx.Module):
             x = nnx.merge(graphdef, state)(x, rate, layer_key)
             return x, (x if every else None)
 
-        if (policy := REMAT_POLICIES[self.remat]) is not None:
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        if self.policy is not None:
+            body = jax.checkpoint(body, policy=self.policy, prevent_cse=False)
         return jax.lax.scan(body, x, (stacked, rates, keys))
 
 

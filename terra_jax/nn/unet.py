@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from terra_jax.nn.linear import Initialiser, Linear, kaiming_uniform_fan_in, ones, parameter, zeros
+from terra_jax.nn.stacking import remat_policy
 from terra_jax.nn.transformer import Attention
 
 
@@ -230,16 +231,28 @@ class UNet(nnx.Module):
         channels: of the image.
         condition: channels of the condition.
         rngs: source of the initial values; the last convolutions of all branches and of the whole begin at zero.
+        remat: rematerialisation policy of the blocks (`nn.stacking.REMAT_POLICIES`).
         dtype: compute dtype; the time embedding, norms' statistics and the softmax are float32.
+
+    Raises:
+        ConfigError: if the rematerialisation policy is unknown.
     """
 
     def __init__(
-        self, size: UNetSize, channels: int, condition: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+        self,
+        size: UNetSize,
+        channels: int,
+        condition: int,
+        *,
+        rngs: nnx.Rngs,
+        remat: str = "none",
+        dtype: DTypeLike = jnp.float32,
     ):
         options: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
         down, up = plan(size)
         folded, width, bottom = channels * size.patch**2, size.channels, down[-1].outputs
         self.size = size
+        self.policy = remat_policy(remat)
         self.time1 = _time_linear(width, "time_out", size.time, rngs)
         self.time2 = _time_linear(size.time, "time_out", size.time, rngs)
         self.stem = Conv(folded + condition, width, **options)
@@ -272,14 +285,17 @@ class UNet(nnx.Module):
         x = self.stem(jnp.concatenate([folded, enlarged(condition, folded.shape[1] // condition.shape[1])], axis=-1))
         kept = [x]
         for block in self.down.values():
-            x = block(x) if isinstance(block, Conv) else block(x, time)
+            x = block(x) if isinstance(block, Conv) else self._run(block, x, time)
             kept.append(x)
         for block in self.middle.values():
-            x = block(x, time)
+            x = self._run(block, x, time)
         for block in self.up.values():
-            x = block(jnp.concatenate([x, kept.pop()], axis=-1), time)
+            x = self._run(block, jnp.concatenate([x, kept.pop()], axis=-1), time)
         x = self.out(jax.nn.silu(self.norm(x))).astype(jnp.float32)
         return rearrange(x, "b y x (c p q) -> b (y p) (x q) c", p=patch, q=patch)
+
+    def _run(self, block: UNetBlock, x: Float[Array, "b h w i"], time: Float[Array, "b t"]) -> Float[Array, "b y x o"]:
+        return (block if self.policy is None else jax.checkpoint(block, policy=self.policy))(x, time)
 
 
 def timestep_embedding(t: Int[Array, " b"], width: int) -> Float[Array, "b width"]:

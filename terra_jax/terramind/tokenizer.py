@@ -31,7 +31,7 @@ class Tokenizer(nnx.Module):
         statistics: statistics set that standardises raw inputs; class ids have none.
         clip: bound of the predicted image while a diffusion decoder samples, a word of `nn.diffusion.CLIPS`. The
             public sampler clamps to one standard deviation around the mean ("unit").
-        remat: rematerialisation policy of the transformer blocks.
+        remat: rematerialisation policy of the blocks (`nn.stacking.REMAT_POLICIES`).
         dtype: compute dtype.
 
     Raises:
@@ -55,7 +55,9 @@ class Tokenizer(nnx.Module):
         self.clip = clip
         self.encoder = Encoder(variant, rngs=rngs, remat=remat, dtype=dtype)
         if variant.unet:
-            self.decoder: nnx.Module = UNet(variant.unet, variant.channels, len(variant.levels), rngs=rngs, dtype=dtype)
+            self.decoder: nnx.Module = UNet(
+                variant.unet, variant.channels, len(variant.levels), rngs=rngs, remat=remat, dtype=dtype
+            )
         else:
             self.decoder = ClassDecoder(variant, rngs=rngs, remat=remat, dtype=dtype)
 

@@ -104,6 +104,7 @@ def make_objective(config: ConfigDict, recipe: TokenizerRecipe | WindowRecipe) -
         batch_spec=recipe.batch_spec,
         sizes=tuple(config.views.sizes),
         ema_momentum=config.objective.ema_momentum,
+        spread=config.objective.spread,
         tokenizer_options={"remat": config.remat, "dtype": compute_dtype(config.dtype)},
     )
 

@@ -37,6 +37,7 @@ class TokenizerObjective:
         batch_spec: what a batch holds (`data_pipelines.recipes.tokenizer`).
         sizes: pixels per side of the network's input; where there are several, every (micro-)batch draws one.
         ema_momentum: of the running mean of the parameters that is kept beside them; 0 keeps none.
+        spread: weight of `spread_loss`; 0 leaves the latents to themselves, as published.
         tokenizer_options: further arguments of the tokenizer (remat, dtype ...).
     """
 
@@ -44,6 +45,7 @@ class TokenizerObjective:
     batch_spec: Mapping[str, ArraySpec]
     sizes: tuple[int, ...]
     ema_momentum: float = 0.0
+    spread: float = 0.0
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,12 +81,15 @@ class TokenizerObjective:
         tokenizer: Tokenizer = bind(params).tokenizer
         images = cut_images(batch, self.variant.modality, size)
         clean = tokenizer.standardise(images)
-        codes, ids = tokenizer.quantise(tokenizer.latents(clean, normalised=True))
+        latents = tokenizer.latents(clean, normalised=True)
+        codes, ids = tokenizer.quantise(latents)
         if self.variant.kind == "diffusion":
             noisy, t = noised(clean, key)
             loss = jnp.square(tokenizer.denoise(noisy, t, codes) - clean).mean()
         else:
             loss = optax.softmax_cross_entropy(tokenizer.logits(codes), clean).mean()  # clean is one-hot
+        if self.spread:
+            loss += self.spread * spread_loss(latents)
         return loss, perplexity(ids, self.variant.codebook)
 
 
@@ -107,6 +112,18 @@ def cut_images(batch: Mapping[str, Array], name: str, size: int) -> Num[Array, "
     views = crop_resize(grids, batch["boxes"], size, order, batch["flips"], nearest=is_classes)
     images = views.reshape(-1, *views.shape[2:])
     return images[..., 0].astype(jnp.int32) if is_classes else images
+
+
+def spread_loss(latents: Float[Array, "*b k"]) -> Float[Array, ""]:
+    """How far the latents of a batch are from filling the codebook; 0 where they fill it evenly to second order.
+
+    A logistic distribution, whose variance is pi^2 / 3, has a uniform sigmoid. Means are wanted at 0, variances there,
+    and no correlations: all dimensions would otherwise follow the brightness of a patch and saturate.
+    """
+    z = latents.reshape(-1, latents.shape[-1]) / (jnp.pi / jnp.sqrt(3.0))
+    mean = z.mean(0)
+    covariance = (z - mean).T @ (z - mean) / len(z)
+    return jnp.square(mean).mean() + jnp.square(covariance - jnp.eye(len(covariance))).mean()
 
 
 def perplexity(ids: Int[Array, "..."], size: int) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ from data_pipelines.sources import open_source
 from data_pipelines.sources.cached import CachedSource
 from terra_jax.nn.unet import UNetSize
 from terra_jax.parallel.mesh import make_mesh
-from terra_jax.terramind.tokenizer_objective import TokenizerObjective, cut_images, perplexity
+from terra_jax.terramind.tokenizer_objective import TokenizerObjective, cut_images, perplexity, spread_loss
 from terra_jax.terramind.variants import TokenizerVariant
 from terra_jax.training.build import build
 from terra_jax.training.optimiser import AdamW
@@ -149,3 +149,13 @@ def test_whole_windows_are_cut_exactly(source):
 def test_perplexity_counts_codes_that_are_used_alike():
     assert float(perplexity(jnp.array([[0, 1], [2, 3]]), 50)) == pytest.approx(4)
     assert float(perplexity(jnp.zeros((2, 2), jnp.int32), 50)) == pytest.approx(1)
+
+
+def test_the_spread_is_measured_against_codes_that_are_used_alike():
+    rng = np.random.default_rng(0)
+    even = rng.logistic(size=(40, 500, 5)).astype(np.float32)
+    assert float(spread_loss(even)) < 0.01
+    assert np.ptp(np.histogram(jax.nn.sigmoid(even), bins=8)[0]) < 0.05 * even.size / 8
+    same = np.repeat(even[..., :1], 5, axis=-1)
+    assert float(spread_loss(same)) == pytest.approx(0.8, abs=0.1)  # all five follow one
+    assert float(spread_loss(0.0 * even)) == pytest.approx(0.2) and float(spread_loss(4 * even)) > 20
