@@ -80,7 +80,7 @@ def _draw_error(axis: Any, evaluations: History, result: Mapping[str, Any]) -> N
         axis.axhline(level, color=colour, linestyle="--", linewidth=1.2)
         axis.text(0.01, level, f"{label} {level:.4g}", transform=axis.get_yaxis_transform(),
                   va="bottom", fontsize=7.5, color=colour)  # fmt: skip
-    heading = {"accuracy": "Pixel accuracy", "mae": f"Mean absolute error, {result['unit']}"}[measure]
+    heading = {"accuracy": "Pixel accuracy", "mae": f"MAE, {result['unit']}"}[measure]
     axis.set(title=f"{heading}, unseen regions", xlabel="step")
     axis.margins(y=0.12)
 
