@@ -45,9 +45,9 @@ class Size:
 def nano(size: Size) -> Size:
     """The small tokenizer of the same kind."""
     unet = (
-        replace(size.unet, channels=64, multipliers=(1, 2), blocks=1, attention=(2,), groups=8) if size.unet else None
+        replace(size.unet, channels=32, multipliers=(1, 2), blocks=1, attention=(2,), groups=8) if size.unet else None
     )
-    return replace(size, width=128, depth=4, heads=4, patch=8, table=8, unet=unet)
+    return replace(size, width=128, depth=2, heads=4, patch=8, table=8, unet=unet)
 
 
 _CHANNELS = {"s2l2a": 12, "s1rtc": 2, "s1grd": 2, "dem": 1, "ndvi": 1}

@@ -72,13 +72,13 @@ def public(name: str, *, samples: int, epochs: int, sizes: tuple[int, ...], batc
 def nano(config: ConfigDict) -> ConfigDict:
     """The same task in minutes on two CPU cores: small tiles of the procedural Earth, a small model, few steps."""
     config.model += "_nano"
-    config.steps = 500
+    config.steps = 1000
     config.batch_size = 16
     config.remat = "none"
-    config.data.update({"samples": 2048, "tile": 72, "cache": True, "threads": 2, "balance": 0.5, "ocean": 0.02})
+    config.data.update({"samples": 4096, "tile": 72, "cache": True, "threads": 2, "balance": 0.5, "ocean": 0.02})
     config.views.sizes = (64,)
-    config.objective.update({"ema_momentum": 0.0, "spread": 0.1})  # without it a handful of codes serve all
-    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 30, "first_learning_rate": 0.0})
-    config.checkpoint.every = 200
-    config.evaluation.update({"every": 200, "samples": 128, "codebook_samples": 1024, "batch_size": 32})
+    config.objective.update({"ema_momentum": 0.0, "spread": 0.3})  # without it a handful of codes serve all
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 30, "first_learning_rate": 0.0})
+    config.checkpoint.every = 250
+    config.evaluation.update({"every": 500, "samples": 128, "batch_size": 32})
     return config

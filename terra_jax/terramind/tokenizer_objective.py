@@ -114,15 +114,17 @@ def cut_images(batch: Mapping[str, Array], name: str, size: int) -> Num[Array, "
     return images[..., 0].astype(jnp.int32) if is_classes else images
 
 
-def spread_loss(latents: Float[Array, "*b k"]) -> Float[Array, ""]:
-    """How far the latents of a batch are from filling the codebook; 0 where they fill it evenly to second order.
+def spread_loss(latents: Float[Array, "b h w k"]) -> Float[Array, ""]:
+    """How far the images of a batch are from filling the codebook at every position of a token.
 
-    A logistic distribution, whose variance is pi^2 / 3, has a uniform sigmoid. Means are wanted at 0, variances there,
-    and no correlations: all dimensions would otherwise follow the brightness of a patch and saturate.
+    A logistic distribution, whose variance is pi^2 / 3, has a uniform sigmoid. Means over images are wanted at 0,
+    variances there, and no correlations: all dimensions would otherwise follow the brightness of a patch and saturate.
+    Statistics are taken position by position, or a code would tell where a token is, which fills the book as well and
+    says nothing of the image. Near 0 where the book is filled evenly, to second order, by many images.
     """
-    z = latents.reshape(-1, latents.shape[-1]) / (jnp.pi / jnp.sqrt(3.0))
+    z = latents / (jnp.pi / jnp.sqrt(3.0))
     mean = z.mean(0)
-    covariance = (z - mean).T @ (z - mean) / len(z)
+    covariance = jnp.einsum("bhwi,bhwj->ij", z - mean, z - mean) / (max(len(z) - 1, 1) * mean.shape[0] * mean.shape[1])
     return jnp.square(mean).mean() + jnp.square(covariance - jnp.eye(len(covariance))).mean()
 
 

@@ -62,13 +62,13 @@ _PUBLIC = {
     **{name.lower(): TokenizerVariant(name, unet=UNetSize()) for name in ("S2L2A", "S1RTC", "S1GRD", "DEM", "NDVI")},
     "lulc": TokenizerVariant("LULC", levels=(7, 5, 5, 5, 5)),
 }
-_NANO_UNET = UNetSize(channels=64, multipliers=(1, 2), blocks=1, attention=(2,), groups=8)
+_NANO_UNET = UNetSize(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), groups=8)
 
 
 def _nano(public: TokenizerVariant) -> TokenizerVariant:
     """The same kind of tokenizer, small enough to be trained in minutes on two cores."""
     unet = _NANO_UNET if public.unet else None
-    return replace(public, width=128, depth=4, heads=4, patch=8, table=8, image=64, unet=unet)
+    return replace(public, width=128, depth=2, heads=4, patch=8, table=8, image=64, unet=unet)
 
 
 TOKENIZERS: dict[str, TokenizerVariant] = {

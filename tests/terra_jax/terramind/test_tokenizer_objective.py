@@ -153,9 +153,14 @@ def test_perplexity_counts_codes_that_are_used_alike():
 
 def test_the_spread_is_measured_against_codes_that_are_used_alike():
     rng = np.random.default_rng(0)
-    even = rng.logistic(size=(40, 500, 5)).astype(np.float32)
+    even = rng.logistic(size=(200, 10, 10, 5)).astype(np.float32)
     assert float(spread_loss(even)) < 0.01
     assert np.ptp(np.histogram(jax.nn.sigmoid(even), bins=8)[0]) < 0.05 * even.size / 8
     same = np.repeat(even[..., :1], 5, axis=-1)
     assert float(spread_loss(same)) == pytest.approx(0.8, abs=0.1)  # all five follow one
     assert float(spread_loss(0.0 * even)) == pytest.approx(0.2) and float(spread_loss(4 * even)) > 20
+
+
+def test_codes_that_tell_the_position_alone_fill_no_codebook():
+    position = np.random.default_rng(0).logistic(size=(1, 20, 20, 5)).astype(np.float32)
+    assert float(spread_loss(np.repeat(position, 8, axis=0))) > 0.2
