@@ -24,6 +24,7 @@ setup(
         "array-record>=0.8",
         "einops>=0.8",
         "flax>=0.12.4,<0.13",
+        "fsspec>=2024.2",
         "grain>=0.2.15",
         "jax>=0.10,<0.13",
         "jaxtyping>=0.3",
@@ -46,7 +47,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "torch": ["torch>=2.4"],
-        "test": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "ruff>=0.6"],
+        "xarray": ["h5netcdf>=1.3", "h5py>=3.10", "zarr>=3"],
+        "test": ["h5netcdf>=1.3", "h5py>=3.10", "hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "ruff>=0.6", "zarr>=3"],
     },
     entry_points={"console_scripts": ["terra-jax=terra_jax.cli:main"]},
     classifiers=[

@@ -75,15 +75,32 @@ class Modality:
         Raises:
             DataError: if the set or a band is unknown.
         """
-        if name not in self.statistics:
-            known = ", ".join(sorted(self.statistics)) or "none"
-            raise DataError(f"{self.name} has no statistics named {name!r}; known sets: {known}")
-        chosen = self.statistics[name]
+        chosen = self.statistics_set(name)
         index = [self.band_index(band) for band in (bands or self.band_names)]
         return (
             np.asarray([chosen.mean[i] for i in index], np.float32),
             np.asarray([chosen.std[i] for i in index], np.float32),
         )
+
+    def statistics_set(self, name: str) -> Statistics:
+        """The named set: one of the table's, or of a file of `terra-jax stats`, named by its path (it ends in .json).
+
+        Raises:
+            DataError: if the set is unknown, or the file has none of this modality.
+        """
+        if name in self.statistics:
+            return self.statistics[name]
+        known = ", ".join(sorted(self.statistics)) or "none"
+        if not name.endswith(".json"):
+            raise DataError(
+                f"{self.name} has no statistics named {name!r}; known sets: {known}, or a .json of `terra-jax stats`"
+            )
+        from data_pipelines.statistics import read_set
+
+        sets = read_set(name)
+        if self.name not in sets:
+            raise DataError(f"{name} has no statistics of {self.name}; it has {', '.join(sets) or 'none'}")
+        return sets[self.name]
 
     def band_index(self, band: str) -> int:
         """Position of a band by its ESA name or STAC common name.

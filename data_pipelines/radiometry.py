@@ -105,22 +105,33 @@ def check_plausible(name: str, raster: Raster) -> None:
         raise DataError(
             f"{name} ranges from {low:g} to {high:g}; a normalised difference lies within -1..1: rescale it"
         )
-    likely = raster.unit
-    if raster.unit is Unit.DB and high > 0 and np.mean(values < 0) < 0.01:
-        likely = Unit.DN10000 if np.median(values) > 100 else Unit.LINEAR
-    elif raster.unit is Unit.LINEAR and np.mean(values < 0) > 0.01:
-        likely = Unit.DB
-    elif raster.unit is Unit.REFLECTANCE and np.median(values) > 3:
-        likely = Unit.DN10000
-    elif raster.unit is Unit.DN10000 and 0 < high <= 3:
-        likely = Unit.REFLECTANCE
-    elif raster.unit is Unit.DN10000 and np.median(values) < 0:
-        likely = Unit.DB
+    likely = likely_unit(values, raster.unit)
     if likely is not raster.unit:
         raise DataError(
             f"{name} is said to be in {raster.unit.value} but its numbers ({low:g} to {high:g}) "
             f"look like {likely.value}; convert it to {raster.unit.value} first"
         )
+
+
+def likely_unit(values: np.ndarray, stated: Unit) -> Unit:
+    """Unit that numbers look like, given the one that they are said to have: the same, unless they contradict it.
+
+    Args:
+        values: finite, any shape, at least one.
+        stated: what is mixed up with another is DB, LINEAR, REFLECTANCE and DN10000; others are returned.
+    """
+    high = values.max()
+    if stated is Unit.DB and high > 0 and np.mean(values < 0) < 0.01:
+        return Unit.DN10000 if np.median(values) > 100 else Unit.LINEAR
+    if stated is Unit.LINEAR and np.mean(values < 0) > 0.01:
+        return Unit.DB
+    if stated is Unit.REFLECTANCE and np.median(values) > 3:
+        return Unit.DN10000
+    if stated is Unit.DN10000 and 0 < high <= 3:
+        return Unit.REFLECTANCE
+    if stated is Unit.DN10000 and np.median(values) < 0:
+        return Unit.DB
+    return stated
 
 
 def to_native_grids(name: str, raster: Raster) -> Raster:

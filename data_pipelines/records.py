@@ -3,21 +3,22 @@
 A dataset is a folder:
 
     shard-00000.arrayrecord   records, uncompressed by ArrayRecord itself, group_size 1
-    shard-00000.parquet       one row a record: key, place, region, split, scene, size, bytes of each modality;
-                              the dataset's metadata in the schema
+    shard-00000.parquet       one row a record (`record_index`); the dataset's metadata in the schema
     manifest.json             the dataset's metadata and the list of shards; written last, so that a folder with a
                               manifest is whole
 
 A record is, little-endian, a prelude (magic, version, length of the header, CRC-32 of all but itself), a JSON header
 and blobs: named arrays, each compressed by Blosc on its own, so that modalities that are not asked for cost nothing.
+Wider floating-point arrays whose every number is one of float16 are held as such, and widened again when read.
 """
 
 import json
+import math
 import os
 import struct
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -28,22 +29,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
-from numcodecs import blosc
 
+from data_pipelines.codecs import decode_blosc, decode_raw
 from data_pipelines.errors import DataError
-from data_pipelines.grid import region_of, split_of
 from data_pipelines.modalities import MODALITIES, Unit, modality
+from data_pipelines.record_index import index_row, index_schema
+from data_pipelines.replication import native_or_fine
 from data_pipelines.sample import Raster, Sample
 
-blosc.use_threads = False  # the loader's threads are the parallelism; Blosc's own would fight them
-
-FORMAT, VERSION = "terra_jax.records", 1
+FORMAT, VERSION = "terra_jax.records", 2
 MANIFEST = "manifest.json"
-METADATA_KEY = b"terra_jax.records"  # of the schema of a shard's index
 
 _MAGIC = b"TJEO"
 _PRELUDE = struct.Struct("<4sHII")
 _NATIVE_ORDER = {"<", "|", "="}
+_ARRAY_BYTES = 1 << 30  # that one array may decode to
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 # ---- one record ---------------------------------------------------------------------------------------------------
@@ -62,8 +63,11 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], compressio
         array = np.ascontiguousarray(array).reshape(array.shape)
         if array.dtype.kind not in "biuf" or array.dtype.byteorder not in _NATIVE_ORDER:
             raise DataError(f"array {name!r} has dtype {array.dtype}; records hold little-endian numbers")
-        blob, codec = _compress(array, compression)
-        entry = {"name": name, "dtype": array.dtype.name, "shape": array.shape, "codec": codec}
+        entry = {"name": name, "dtype": array.dtype.name, "shape": array.shape}
+        held = _narrowed(array)
+        if held is not array:
+            entry |= {"dtype": held.dtype.name, "widen": array.dtype.name}
+        blob, entry["codec"] = _compress(held, compression)
         table.append(entry | {"offset": offset, "length": len(blob)})
         blobs.append(blob)
         offset += len(blob)
@@ -90,13 +94,16 @@ def unpack(record: bytes, names: Collection[str] | None = None) -> tuple[dict[st
     body = memoryview(record)[_PRELUDE.size :]
     if _checksum(version, length, body) != checksum:
         raise DataError("its checksum does not match: it is corrupt; restore the file from its source")
-    header = json.loads(bytes(body[:length]))
-    blobs = body[length:]
-    arrays = {
-        entry["name"]: _decompress(blobs[entry["offset"] : entry["offset"] + entry["length"]], entry)
-        for entry in header.pop("arrays")
-        if names is None or entry["name"].partition("/")[0] in names
-    }
+    try:
+        header = json.loads(bytes(body[:length]))
+        blobs = body[length:]
+        arrays = {
+            entry["name"]: _decompress(blobs[entry["offset"] : entry["offset"] + entry["length"]], entry)
+            for entry in header.pop("arrays")
+            if names is None or entry["name"].partition("/")[0] in names
+        }
+    except _MALFORMED as error:
+        raise DataError("its header does not fit what it holds; restore the file from its source") from error
     return header, arrays
 
 
@@ -126,22 +133,25 @@ def decode_sample(record: bytes, modalities: Collection[str] | None = None) -> S
         DataError: if the record is foreign, of a newer version or corrupt.
     """
     header, arrays = unpack(record, modalities)
-    rasters = {}
-    for name, raster in header["rasters"].items():
-        if modalities is None or name in modalities:
-            grids = {int(path.partition("/")[2]): a for path, a in arrays.items() if path.partition("/")[0] == name}
-            rasters[name] = Raster(grids, Unit(raster["unit"]), _decode_time(raster["time"]))
-    a, b, c, d, e, f = header["transform"]
-    return Sample(
-        key=header["key"],
-        rasters=rasters,
-        lon=header["lon"],
-        lat=header["lat"],
-        epsg=header["epsg"],
-        transform=(a, b, c, d, e, f),
-        source=header["source"],
-        attributes=header["attributes"],
-    )
+    try:
+        rasters = {}
+        for name, raster in header["rasters"].items():
+            if modalities is None or name in modalities:
+                grids = {int(path.partition("/")[2]): a for path, a in arrays.items() if path.partition("/")[0] == name}
+                rasters[name] = Raster(grids, Unit(raster["unit"]), _decode_time(raster["time"]))
+        a, b, c, d, e, f = header["transform"]
+        return Sample(
+            key=header["key"],
+            rasters=rasters,
+            lon=header["lon"],
+            lat=header["lat"],
+            epsg=header["epsg"],
+            transform=(a, b, c, d, e, f),
+            source=header["source"],
+            attributes=header["attributes"],
+        )
+    except _MALFORMED as error:
+        raise DataError("its header is not that of a sample; restore the file from its source") from error
 
 
 def _checksum(version: int, length: int, body: bytes | memoryview) -> int:
@@ -156,13 +166,22 @@ def _compress(array: np.ndarray, compression: str) -> tuple[bytes, str]:
     return (packed, "blosc") if len(packed) < len(raw) else (raw, "raw")
 
 
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """float32 and float64 as float16, where that loses no bit."""
+    if array.dtype.kind != "f" or array.itemsize < 4:
+        return array
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = array.astype(np.float16)
+    return narrow if narrow.astype(array.dtype).tobytes() == array.tobytes() else array
+
+
 def _decompress(blob: memoryview, entry: Mapping[str, Any]) -> np.ndarray:
-    array = np.empty(entry["shape"], entry["dtype"])
-    if entry["codec"] == "blosc":
-        blosc.decompress(blob, array)
-    else:
-        array.reshape(-1).view(np.uint8)[:] = np.frombuffer(blob, np.uint8)
-    return array
+    dtype = np.dtype(entry["dtype"])
+    if dtype.kind not in "biuf" or math.prod(entry["shape"]) * dtype.itemsize > _ARRAY_BYTES:
+        raise ValueError("no array that was written here")
+    array = np.empty(entry["shape"], dtype)
+    (decode_blosc if entry["codec"] == "blosc" else decode_raw)(blob, array.reshape(-1).view(np.uint8))
+    return array.astype(np.dtype(entry["widen"])) if "widen" in entry else array
 
 
 def _encode_time(time: np.datetime64 | np.ndarray | None) -> dict[str, Any] | None:
@@ -229,7 +248,7 @@ class RecordWriter:
         self._writer: ArrayRecordWriter | None = None
 
     def write(self, sample: Sample, *, split: str = "", scene: int | None = None) -> None:
-        """Append a sample.
+        """Append a sample; bands that are exact copies of coarser pixels are written on their native grid.
 
         Args:
             sample: with a key that is new to the dataset, in the units of the samples before.
@@ -247,12 +266,14 @@ class RecordWriter:
                 raise DataError(
                     f"sample {sample.key!r} has {name} in {raster.unit.value}, those before in {unit.value}; convert it"
                 )
+        native = {name: native_or_fine(name, raster) for name, raster in sample.rasters.items()}
+        sample = replace(sample, rasters=native)
         record = encode_sample(sample, self._compression)
         if self._writer is None:
             self._writer = ArrayRecordWriter(str(self._aside("arrayrecord")), "group_size:1,uncompressed")
         self._writer.write(record)
         self._keys.add(sample.key)
-        self._rows.append(_index_row(sample, split, scene))
+        self._rows.append(index_row(sample, split, scene))
         if len(self._rows) == self._shard_size:
             self._commit()
 
@@ -287,7 +308,7 @@ class RecordWriter:
             return
         self._writer.close()
         self._writer = None
-        table = pa.Table.from_pylist(self._rows, schema=_index_schema(self._metadata()))
+        table = pa.Table.from_pylist(self._rows, schema=index_schema(self._metadata()))
         pq.write_table(table, self._aside("parquet"))
         size = self._aside("arrayrecord").stat().st_size
         for suffix in ("arrayrecord", "parquet"):
@@ -350,12 +371,12 @@ def read_index(path: str | Path, manifest: Mapping[str, Any]) -> dict[str, np.nd
     for shard in manifest["shards"]:
         file = Path(path) / shard["index"]
         try:
-            tables.append(pq.read_table(file, schema=_index_schema({})))
+            tables.append(pq.read_table(file, schema=index_schema({})))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file} cannot be read as an index; restore it or write the dataset again") from error
         if len(tables[-1]) != shard["samples"]:
             raise DataError(f"{file} has {len(tables[-1])} rows, its shard {shard['samples']} records; restore it")
-    table = pa.concat_tables(tables) if tables else _index_schema({}).empty_table()
+    table = pa.concat_tables(tables) if tables else index_schema({}).empty_table()
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
@@ -366,30 +387,6 @@ def _check_shard(root: Path, shard: _Shard) -> None:
     size = file.stat().st_size
     if size != shard.bytes:
         raise DataError(f"{file} has {size} of {shard.bytes} bytes: it is truncated or changed; restore it")
-
-
-def _index_row(sample: Sample, split: str, scene: int | None) -> dict[str, Any]:
-    region = int(region_of(sample.lon, sample.lat))
-    height, width = sample.shape
-    sizes = {name: sum(grid.nbytes for grid in raster.grids.values()) for name, raster in sample.rasters.items()}
-    return {
-        "key": sample.key,
-        "lon": float(sample.lon),
-        "lat": float(sample.lat),
-        "region": region,
-        "split": split or str(split_of(region)),
-        "scene": int(sample.attributes.get("scene", -1)) if scene is None else int(scene),
-        "height": height,
-        "width": width,
-        **{name: sizes.get(name, 0) for name in MODALITIES},
-    }
-
-
-def _index_schema(metadata: Mapping[str, Any]) -> pa.Schema:
-    columns = [("key", pa.string()), ("lon", pa.float64()), ("lat", pa.float64()), ("region", pa.int32())]
-    columns += [("split", pa.string()), ("scene", pa.int8()), ("height", pa.int32()), ("width", pa.int32())]
-    columns += [(name, pa.int64()) for name in MODALITIES]  # decoded bytes, 0 where absent
-    return pa.schema(columns, metadata={METADATA_KEY: json.dumps(metadata)} if metadata else None)
 
 
 def _release() -> str:

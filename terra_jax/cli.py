@@ -140,6 +140,66 @@ def _reconstruct(options: argparse.Namespace, _: list[str]) -> None:
     print(f"-> {options.out}")
 
 
+def _audit(options: argparse.Namespace, _: list[str]) -> None:
+    from data_pipelines.audit import audit
+    from data_pipelines.sources import open_source
+    from terra_jax.evaluation.audit_report import audit_table, draw_audit
+    from terra_jax.training.config import write_json
+
+    _check_outputs(options.json, options.png)
+    _check_counts(options)
+    source = open_source(options.source, path=options.path, samples=options.samples, keep_nodata=True)
+    report = audit(source, threads=options.threads).as_json()
+    print(audit_table(report))
+    if options.json:
+        write_json(options.json, report)
+    if options.png:
+        draw_audit(report, options.png)
+
+
+def _stats(options: argparse.Namespace, _: list[str]) -> None:
+    from data_pipelines.harmonise import harmonised
+    from data_pipelines.sources import open_source
+    from data_pipelines.statistics import count_share, remove_shares, statistics_table, write_set
+
+    _check_outputs(options.out, None)
+    _check_counts(options)
+    if not options.process[0] < options.process[1]:
+        index, number = options.process
+        raise ConfigError(f"--process {index}/{number} does not exist; count from 0, as in 0/2 and 1/2")
+    source = open_source(options.source, path=options.path, samples=options.samples)
+    origin = {"source": options.source, "path": options.path, "samples": len(source), "harmonised": options.harmonise}
+    counts = count_share(
+        harmonised(source) if options.harmonise else source,
+        options.out,
+        origin,
+        options.process,
+        threads=options.threads,
+        strict=options.strict,
+    )
+    if counts is None:
+        print(f"{options.out}: this share is counted, others are not; the last one writes the statistics")
+        return
+    print(statistics_table(write_set(options.out, options.name or options.out.stem, counts, origin)))
+    remove_shares(options.out)
+
+
+def _check_outputs(json: Path | None, png: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    for path, suffix in ((json, ".json"), (png, ".png")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise ConfigError(f"{path} does not end in {suffix}; choose another name")
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{path.parent} is no folder; make it, or choose another place for {path.name}")
+
+
+def _check_counts(options: argparse.Namespace) -> None:
+    for name in ("threads", "samples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value} is too small; use 1 or more")
+
+
 def _models(options: argparse.Namespace, _: list[str]) -> None:
     from terra_jax import registry
 
@@ -312,8 +372,49 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     reconstruct.add_argument("--overwrite", action="store_true", help="replace an earlier result")
     _add_copy(reconstruct)
 
+    audit = command(
+        "audit",
+        _audit,
+        "Look for what is wrong with a corpus: radiometric offsets, units, bands, gaps, doubles.",
+        """\
+        Sentinel-2 comes with and without an offset of 1000 digital numbers, and no date tells; the pixels do.
+        examples:
+          terra-jax audit --source geotiff --path tiles --json audit.json --png audit.png
+          terra-jax audit --source procedural --samples 20""",
+    )
+    _add_source(audit)
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write all findings there")
+    audit.add_argument("--png", type=Path, metavar="FILE", help="draw a page of plots there")
+
+    stats = command(
+        "stats",
+        _stats,
+        "Mean, deviation and quantiles of a corpus, saved as a set that configs name by its path.",
+        """\
+        Exact, whatever the number of workers. Several processes may share the work with --process.
+        examples:
+          terra-jax stats --source geotiff --path tiles --harmonise --out tiles.json
+          terra-jax train --config terrafm/nano --workdir runs/own --config.data.source=geotiff \\
+              --config.data.path=tiles --config.encoder.statistics=tiles.json""",
+    )
+    _add_source(stats)
+    stats.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .json; replaced if it exists")
+    stats.add_argument("--name", default="", metavar="NAME", help="of the set (default: that of the file)")
+    stats.add_argument("--harmonise", action="store_true", help="take Sentinel-2's offset off where there is one")
+    stats.add_argument(
+        "--process", type=_share, default=(0, 1), metavar="I/N", help="this process among those that share --out"
+    )
+    stats.add_argument("--strict", action="store_true", help="stop at a sample that cannot be read")
+
     command("models", _models, "List the models and their sizes.", "example:\n  terra-jax models")
     return parser, commands
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", required=True, metavar="KIND", help="geotiff, records, terramesh, procedural, ...")
+    parser.add_argument("--path", default="", metavar="DIR", help="folder of the data, where there is one")
+    parser.add_argument("--samples", type=int, metavar="N", help="take, or draw, only so many")
+    parser.add_argument("--threads", type=int, default=4, metavar="N", help="that read samples (default 4)")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

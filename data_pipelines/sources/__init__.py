@@ -13,11 +13,21 @@ from data_pipelines.errors import DataError
 from data_pipelines.sample import Sample
 
 # Name -> class and the options of `open_source` that it takes. Modules are imported when their source is opened.
+_FILES = ("path", "modalities", "tile", "samples")
 _SOURCES = {
     "procedural": ("data_pipelines.sources.procedural:ProceduralEarth", ("samples", "tile", "seed", "modalities")),
-    "geotiff": ("data_pipelines.sources.geotiff:GeoTiffSource", ("path", "modalities", "tile", "samples")),
-    "records": ("data_pipelines.sources.records:RecordsSource", ("path", "modalities", "tile", "samples")),
+    "geotiff": ("data_pipelines.sources.geotiff:GeoTiffSource", _FILES),
+    "records": ("data_pipelines.sources.records:RecordsSource", _FILES),
+    "terramesh": ("data_pipelines.sources.terramesh:TerraMeshSource", (*_FILES, "cache", "keep_nodata")),
+    "ssl4eo": ("data_pipelines.sources.ssl4eo:Ssl4eoSource", (*_FILES, "series", "keep_nodata")),
+    "majortom": ("data_pipelines.sources.majortom:MajorTomSource", (*_FILES, "keep_nodata")),
+    "tortilla": ("data_pipelines.sources.tortilla:TortillaSource", (*_FILES, "keep_nodata")),
+    "xarray": ("data_pipelines.sources.array_store:ArrayStoreSource", (*_FILES, "keep_nodata")),
+    "tfds": ("data_pipelines.sources.tfds_source:TfdsSource", (*_FILES, "keep_nodata")),
 }
+
+SOURCES = tuple(_SOURCES)
+"""Names that `open_source` knows."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +103,22 @@ def open_source(
     tile: int | None = None,
     samples: int | None = None,
     seed: int = 0,
+    cache: str | None = None,
+    series: bool = False,
+    keep_nodata: bool = False,
 ) -> Source:
     """Open a source by name.
 
     Args:
-        name: "procedural", "geotiff" or "records".
-        path: folder of the data, where the source reads files.
+        name: one of `SOURCES`.
+        path: folder of the data, where the source reads files; most take an fsspec URL too.
         modalities: what every sample must have; None takes what there is.
         tile: side of the tiles in 10 m pixels: made so by the procedural Earth, the least that files may have.
         samples: size of the procedural Earth; of files, take only the first so many.
         seed: of the procedural Earth.
+        cache: folder in which archives' indices are kept between runs (TerraMesh).
+        series: all dates of a place in one sample (SSL4EO-S12).
+        keep_nodata: yield samples with no-data pixels (NaN) where a corpus has them, instead of refusing them.
 
     Raises:
         DataError: if the name is unknown, with the nearest known ones, or the source cannot be opened.
@@ -113,7 +129,8 @@ def open_source(
     target, takes = _SOURCES[name]
     module, _, attribute = target.partition(":")
     options: dict[str, Any] = {"path": path or None, "modalities": modalities, "tile": tile, "samples": samples}
-    given = {option: value for option, value in {**options, "seed": seed}.items() if value is not None}
+    options |= {"seed": seed, "cache": cache, "series": series, "keep_nodata": keep_nodata}
+    given = {option: value for option, value in options.items() if value is not None}
     if "path" in takes and not path:
         raise DataError(f"data source {name!r} needs a path: the folder that holds the data")
     return getattr(importlib.import_module(module), attribute)(**{k: v for k, v in given.items() if k in takes})

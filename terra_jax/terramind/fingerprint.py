@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 from flax import nnx
 
-from data_pipelines.modalities import modality
+from data_pipelines.modalities import Unit, modality
 from terra_jax.terramind.tokenizer import Tokenizer
 from terra_jax.weights.rules import flatten_params
 from terra_jax.weights.state import as_bytes
@@ -20,7 +20,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     pictures, not tokens.
     """
     variant = tokenizer.variant
-    statistics = modality(variant.modality).statistics.get(tokenizer.statistics)
+    table = modality(variant.modality)
+    statistics = None if table.unit is Unit.CLASS else table.statistics_set(tokenizer.statistics)
     sizes = {"variant": asdict(variant), "statistics": statistics and asdict(statistics)}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for path, leaf in sorted(flatten_params(nnx.to_pure_dict(nnx.state(tokenizer, nnx.Param))).items()):

@@ -5,11 +5,8 @@ The host reads and decides where to cut; one compiled function a modality cuts, 
 
 import difflib
 import hashlib
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
-from tqdm import tqdm
 
 from data_pipelines import radiometry
 from data_pipelines.errors import DataError
@@ -30,6 +26,7 @@ from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
 from data_pipelines.tokens import TokenJob, TokenRecord, TokenWriter
 from data_pipelines.transforms.crops import Crop, crop_setting
+from data_pipelines.work import Progress, run_ahead
 from terra_jax.errors import ConfigError
 from terra_jax.nn.resizing import band_order, crop_resize
 from terra_jax.parallel.mesh import make_mesh
@@ -110,7 +107,7 @@ def tokenise(
     samples = {shard: len(job.positions(shard)) for shard in mine}
     done = sum(samples.values()) - sum(samples[shard] for shard in missing)
     batches = _Batches(by_modality, coordinates, job, batch_size, mesh)
-    with _Progress(sum(samples.values()), done, say) as progress, ThreadPoolExecutor(threads) as pool:
+    with Progress(sum(samples.values()), done, say) as progress, ThreadPoolExecutor(threads) as pool:
         for shard in missing:
             reader = _Reader(source, job, tuple(by_modality), strict)
             records: list[TokenRecord] = []
@@ -198,7 +195,7 @@ class _Reader:
     def read(self, positions: Sequence[int], pool: ThreadPoolExecutor, ahead: int) -> Generator[_Prepared, None, None]:
         """Readable samples, up to `ahead` of them prepared before they are asked for."""
         in_a_row = 0
-        for i, future in zip(positions, _ahead(pool, self._prepare, positions, ahead), strict=True):
+        for i, future in zip(positions, run_ahead(pool, self._prepare, positions, ahead), strict=True):
             try:
                 prepared = future.result()
             except DataError as error:
@@ -233,19 +230,6 @@ def _check_pixels(sample: Sample, name: str) -> None:
     if not all(np.isfinite(grid).all() for grid in raster.grids.values()):
         raise DataError(f"sample {sample.key}: {name} has NaN; fill or remove the sample")
     radiometry.check_plausible(f"sample {sample.key}: {name}", raster)
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, count: int) -> Iterator[Future]:
-    """`function` of each item, in order; at most `count` results wait to be taken."""
-    items = iter(items)
-    waiting = deque(pool.submit(function, item) for item in islice(items, count))
-    try:
-        while waiting:
-            yield waiting.popleft()
-            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _grouped(prepared: Iterable[_Prepared], count: int) -> Iterator[list[_Prepared]]:
@@ -316,40 +300,6 @@ def _tokens_of_crops(
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------
-
-
-class _Progress:
-    """Samples done: a bar on a terminal, else a line every half minute.
-
-    Args:
-        total: samples of this process.
-        done: of them before.
-        say: takes lines.
-    """
-
-    EVERY = 30.0
-
-    def __init__(self, total: int, done: int, say: Callable[[str], Any]):
-        self._total, self._done, self._before, self._say = total, done, done, say
-        self._began = self._last = time.monotonic()
-        self._bar = tqdm(total=total, initial=done, unit="sample", file=sys.stderr, dynamic_ncols=True, disable=None)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def add(self, count: int) -> None:
-        """Count finished samples."""
-        self._done += count
-        self._bar.update(count)
-        now = time.monotonic()
-        if self._bar.disable and now - self._last >= self.EVERY:
-            self._last = now
-            speed = (self._done - self._before) / (now - self._began)
-            left = tqdm.format_interval((self._total - self._done) / max(speed, 1e-9))
-            self._say(f"{self._done}/{self._total} samples  {speed:.2f} samples/s  left {left}")
 
 
 def _finished(writer: TokenWriter, say: Callable[[str], Any]) -> bool:

@@ -160,3 +160,21 @@ def write_folder(root: Path, keys=("a", "b", "c"), modalities=("S2L2A", "S1RTC",
         for name in modalities:
             write_tif(root / name / f"{key}.tif", plausible(name, pixels, n))
     return root
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Bytes flipped, cut off, cut out, doubled or wiped."""
+    kind, out = rng.integers(6), bytearray(data)
+    start, length = int(rng.integers(len(out))), int(rng.integers(1, 200))
+    if kind <= 1:
+        for _ in range(int(rng.integers(1, 8))):
+            out[int(rng.integers(len(out)))] ^= int(rng.integers(1, 256))
+    elif kind == 2:
+        del out[start:]
+    elif kind == 3:
+        del out[start : start + length]
+    elif kind == 4:
+        out[start:start] = out[start : start + length]
+    else:
+        out[start : start + length] = bytes(len(out[start : start + length]))
+    return bytes(out)
