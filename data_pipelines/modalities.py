@@ -5,6 +5,7 @@ Array shapes follow xarray's order, (band, y, x), bands in this table's order; s
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -48,7 +49,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Modality:
-    """One kind of raster, as stored: bands, unit, dtype, no-data value and named statistics."""
+    """One kind of raster, as stored: bands, unit, dtype, no-data value and named statistics.
+
+    `detail` is the number of pixels along the side of each pixel of a grid: 1, but for very high resolution, which is
+    stored 32 pixels to a 10 m pixel (0.3125 m) under the grid that it refines.
+    """
 
     name: str
     bands: tuple[Band, ...]
@@ -57,6 +62,7 @@ class Modality:
     nodata: float | None = None
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     description: str = ""
+    detail: int = 1
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -73,10 +79,13 @@ class Modality:
         """Mean and standard deviation (float32) of the named set, for `bands` (default: all, in table order).
 
         Raises:
-            DataError: if the set or a band is unknown.
+            DataError: if the set or a band is unknown, or the set says nothing of a band (NaN).
         """
         chosen = self.statistics_set(name)
         index = [self.band_index(band) for band in (bands or self.band_names)]
+        unknown = [self.bands[i].name for i in index if math.isnan(chosen.mean[i])]
+        if unknown:
+            raise DataError(f"statistics {name!r} of {self.name} say nothing of {', '.join(unknown)}; leave it out")
         return (
             np.asarray([chosen.mean[i] for i in index], np.float32),
             np.asarray([chosen.std[i] for i in index], np.float32),
@@ -140,6 +149,7 @@ _RADAR_BANDS = (Band("VV"), Band("VH"))
 # Statistics sets:
 #   terramind_v1  what the released TerraMind v1 weights were trained with
 #   terramesh     the TerraMesh release's own file (differs in the third digit)
+#   skysense      what the public SkySense weights are fed (HR: ImageNet's, of 0..255); ten bands of S2L2A
 #   ssl4eo_s12    SSL4EO-S12 as Copernicus-Bench applies it, one S2 set for both products
 _SSL4EO_S2_MEAN = (1353.7, 1117.2, 1041.8, 946.5, 1199.1, 2003.0, 2374.0, 2301.2, 2599.7, 732.1, 12.1, 1820.6, 1118.2)
 _SSL4EO_S2_STD = (897.3, 736.0, 684.8, 620.0, 791.9, 1341.3, 1595.4, 1545.5, 1750.1, 475.1, 98.3, 1216.5, 736.7)
@@ -193,6 +203,12 @@ MODALITIES: dict[str, Modality] = {
                 "ssl4eo_s12": Statistics(
                     tuple(_SSL4EO_S2_MEAN[i] for i in _WITHOUT_B10), tuple(_SSL4EO_S2_STD[i] for i in _WITHOUT_B10)
                 ),
+                "skysense": Statistics(
+                    (math.nan, 884.30, 1144.16, 1297.47, 1624.91, 2194.64, 2422.21, 2517.76, 2581.65, math.nan,
+                     2368.51, 1805.06),
+                    (math.nan, 1155.15, 1183.63, 1368.11, 1370.27, 1355.55, 1416.51, 1474.79, 1439.31, math.nan,
+                     1455.52, 1343.48),
+                ),
             },
             description="Sentinel-2 surface reflectance",
         ),
@@ -217,6 +233,7 @@ MODALITIES: dict[str, Modality] = {
                 "terramind_v1": Statistics((-12.599, -20.293), (5.195, 5.890)),
                 "terramesh": Statistics((-12.577, -20.265), (5.179, 5.872)),
                 "ssl4eo_s12": _SSL4EO_S1,
+                "skysense": Statistics((-12.548, -20.192), (5.257, 5.912)),
             },
             description="Sentinel-1 ground-range detected, sigma nought",
         ),
@@ -263,6 +280,15 @@ MODALITIES: dict[str, Modality] = {
                 "terramesh": Statistics((0.327,), (0.322,)),
             },
             description="Normalised difference of B08 and B04 of S2L2A",
+        ),
+        Modality(
+            "HR",
+            (Band("red", 10, 0.665, "red"), Band("green", 10, 0.560, "green"), Band("blue", 10, 0.490, "blue")),
+            Unit.BYTE,
+            "uint8",
+            statistics={"skysense": Statistics((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))},
+            description="Very high resolution optical image in display colours",
+            detail=32,
         ),
     )
 }

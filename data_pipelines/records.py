@@ -119,6 +119,7 @@ def encode_sample(sample: Sample, compression: str = "lz4") -> bytes:
         "attributes": {name: _plain(value) for name, value in sample.attributes.items()},
         "rasters": {
             name: {"unit": raster.unit.value, "time": _encode_time(raster.time)}
+            | ({"frames": {f: (str(v.dtype), v.tolist()) for f, v in raster.frames.items()}} if raster.frames else {})
             for name, raster in sample.rasters.items()
         },
     }
@@ -138,18 +139,11 @@ def decode_sample(record: bytes, modalities: Collection[str] | None = None) -> S
         for name, raster in header["rasters"].items():
             if modalities is None or name in modalities:
                 grids = {int(path.partition("/")[2]): a for path, a in arrays.items() if path.partition("/")[0] == name}
-                rasters[name] = Raster(grids, Unit(raster["unit"]), _decode_time(raster["time"]))
+                facts = {fact: np.array(values, dtype) for fact, (dtype, values) in raster.get("frames", {}).items()}
+                rasters[name] = Raster(grids, Unit(raster["unit"]), _decode_time(raster["time"]), facts)
         a, b, c, d, e, f = header["transform"]
-        return Sample(
-            key=header["key"],
-            rasters=rasters,
-            lon=header["lon"],
-            lat=header["lat"],
-            epsg=header["epsg"],
-            transform=(a, b, c, d, e, f),
-            source=header["source"],
-            attributes=header["attributes"],
-        )
+        plain = {name: header[name] for name in ("key", "lon", "lat", "epsg", "source", "attributes")}
+        return Sample(rasters=rasters, transform=(a, b, c, d, e, f), **plain)
     except _MALFORMED as error:
         raise DataError("its header is not that of a sample; restore the file from its source") from error
 

@@ -22,14 +22,17 @@ class Raster:
     Attributes:
         grids: metres per pixel -> array (band, y, x), or (time, band, y, x) for a series. Bands of one grid are in
             the modality table's order. Native Sentinel-2 storage has the grids 10, 20 and 60; a raster whose bands
-            were all resampled to 10 m has the one grid 10 with every band.
+            were all resampled to 10 m has the one grid 10 with every band. Very high resolution has its modality's
+            `detail` times as many pixels a side as its grid says.
         unit: what the numbers mean.
         time: acquisition time, a datetime64[s] scalar or one per frame; None where there is none (elevation).
+        frames: further facts of a series' frames, name -> (time,): "cloud_fraction", "ascending".
     """
 
     grids: Mapping[int, np.ndarray]
     unit: Unit
     time: np.datetime64 | np.ndarray | None = None
+    frames: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,11 @@ class Sample:
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) in pixels of the 10 m grid."""
-        for raster in self.rasters.values():
+        for name, raster in self.rasters.items():
             if 10 in raster.grids:
-                return raster.grids[10].shape[-2:]
+                detail = modality(name).detail
+                height, width = raster.grids[10].shape[-2:]
+                return height // detail, width // detail
         raise ValueError(f"sample {self.key} has no 10 m grid")
 
 
@@ -89,8 +94,9 @@ def to_dataset(sample: Sample) -> "xarray.Dataset":
     """View a sample as a CF dataset that xarray, rioxarray and odc-geo understand.
 
     Each modality is one variable a stored grid: `S1RTC` (all at 10 m), or `S2L2A`, `S2L2A_20m` and `S2L2A_60m`, with
-    dimensions (band_<variable>, y, x), after time_<modality> for a series. The 20 m and 60 m grids have their own
-    pixel-centre coordinates (`y_20m`, `x_20m`, ...) and grid mappings (`spatial_ref_20m`, ...). Pixels are not copied.
+    dimensions (band_<variable>, y, x), after time_<modality> for a series. The 20 m and 60 m grids, and that of very
+    high resolution, have their own pixel-centre coordinates (`y_20m`, `x_20m`, `y_hr`, ...) and grid mappings
+    (`spatial_ref_20m`, ...). Facts of frames are coordinates along time, `<fact>_<modality>`. Pixels are not copied.
 
     Args:
         sample: with a north-up transform.
@@ -105,7 +111,7 @@ def to_dataset(sample: Sample) -> "xarray.Dataset":
     variables: dict[str, xarray.DataArray] = {}
     for name, raster in sample.rasters.items():
         for gsd in raster.grids:
-            variable = name + _suffix(gsd)
+            variable = name + ("" if gsd == 10 else f"_{gsd}m")
             variables[variable] = _to_variable(sample, name, gsd, f"band_{variable}")
     attrs = {"key": sample.key, "lon": sample.lon, "lat": sample.lat, "epsg": sample.epsg, "source": sample.source}
     attrs |= {
@@ -141,8 +147,8 @@ def from_dataset(dataset: "xarray.Dataset") -> Sample:
         raise DataError(f"dataset lacks {error}; expected the layout that to_dataset writes") from error
 
 
-def grid_transform(transform: tuple[float, ...], gsd: int) -> tuple[float, float, float, float, float, float]:
-    """Affine of a coarser grid that shares its top-left corner with the 10 m grid."""
+def grid_transform(transform: tuple[float, ...], gsd: float) -> tuple[float, float, float, float, float, float]:
+    """Affine of a coarser or finer grid that shares its top-left corner with the 10 m grid."""
     a, b, c, d, e, f = transform
     scale = gsd / 10
     return a * scale, b * scale, c, d * scale, e * scale, f
@@ -151,10 +157,11 @@ def grid_transform(transform: tuple[float, ...], gsd: int) -> tuple[float, float
 def _to_variable(sample: Sample, name: str, gsd: int, band: str) -> "xarray.DataArray":
     import xarray
 
-    raster, table, suffix = sample.rasters[name], modality(name), _suffix(gsd)
+    raster, table = sample.rasters[name], modality(name)
+    suffix = _suffix(gsd, table.detail)
     array = raster.grids[gsd]
     x, y, mapping, time = f"x{suffix}", f"y{suffix}", f"spatial_ref{suffix}", f"time_{name}"
-    a, _, c, _, e, f = grid_transform(sample.transform, gsd)
+    a, _, c, _, e, f = grid_transform(sample.transform, gsd / table.detail)
     names = grid_bands(name, raster.grids)[gsd]
     coords: dict[str, Any] = {
         band: (band, list(names)),
@@ -168,6 +175,7 @@ def _to_variable(sample: Sample, name: str, gsd: int, band: str) -> "xarray.Data
     series = (time,) if array.ndim == 4 else ()
     if raster.time is not None:
         coords[time] = (series, np.asarray(raster.time).astype("datetime64[s]"), {"standard_name": "time"})
+    coords |= {f"{fact}_{name}": (time, values, {"frame_fact": fact}) for fact, values in raster.frames.items()}
     attrs: dict[str, Any] = {
         "long_name": table.description,
         "units": _CF_UNITS.get(raster.unit, "1"),
@@ -191,15 +199,17 @@ def _to_raster(dataset: "xarray.Dataset", name: str) -> Raster:
         raise KeyError(name)
     time = parts[0].coords.get(f"time_{name}")
     values = None if time is None else time.values.astype("datetime64[s]")
+    facts = [coord for coord in parts[0].coords.values() if "frame_fact" in coord.attrs]
     return Raster(
         grids={part.attrs["gsd"]: part.values for part in parts},
         unit=Unit(parts[0].attrs["radiometric_unit"]),
         time=values if values is None or values.ndim else values[()],
+        frames={fact.attrs["frame_fact"]: fact.values for fact in facts},
     )
 
 
-def _suffix(gsd: int) -> str:
-    return "" if gsd == 10 else f"_{gsd}m"
+def _suffix(gsd: int, detail: int) -> str:
+    return "_hr" if detail > 1 else "" if gsd == 10 else f"_{gsd}m"
 
 
 def _geotransform(transform: tuple[float, ...]) -> str:

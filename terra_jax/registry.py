@@ -11,14 +11,22 @@ from typing import Any, Protocol
 
 from terra_jax.errors import ConfigError, WeightsError
 
-_FAMILIES = {"terrafm": "terra_jax.terrafm.family", "terramind": "terra_jax.terramind.family"}
+_FAMILIES = {
+    "terrafm": "terra_jax.terrafm.family",
+    "terramind": "terra_jax.terramind.family",
+    "skysense": "terra_jax.skysense.family",
+    "skysensepp": "terra_jax.skysense.family",
+}
 """First word of a model's name -> module that implements `Family`."""
+
+_ROOMS = tuple(dict.fromkeys(_FAMILIES.values()))
 
 
 class Family(Protocol):
     """What a family's room offers under `family`.
 
-    The module that an objective trains has an attribute for every part of the model's spec, by the part's name.
+    The module that an objective trains has an attribute for every part of the model's spec, by the part's name or at
+    its path.
     """
 
     MODELS: tuple[str, ...]
@@ -52,7 +60,7 @@ def family(name: str) -> Family:
     module = _FAMILIES.get(name.split("_")[0])
     found = importlib.import_module(module) if module else None
     if found is None or name not in found.MODELS:
-        known = [model for target in _FAMILIES.values() for model in importlib.import_module(target).MODELS]
+        known = [model for target in _ROOMS for model in importlib.import_module(target).MODELS]
         near = difflib.get_close_matches(name, known, n=3) or known
         raise ConfigError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
     return found  # type: ignore[return-value]
@@ -63,7 +71,7 @@ def list_models() -> dict[str, int]:
     from terra_jax.weights.rules import size_of, table
 
     counts = {}
-    for target in _FAMILIES.values():
+    for target in _ROOMS:
         module = importlib.import_module(target)
         for name in module.MODELS:
             parts = module.spec(name).parts.values()
@@ -134,25 +142,41 @@ def export_torch(model, path: str | Path) -> None:
     """Write a model's weights so that the public PyTorch class loads them with strict=True.
 
     Args:
-        model: as `build` or `load` made it; it knows its own weight map.
-        path: a .pt, .pth or .safetensors file; one that is there is replaced.
+        model: as `build` or `load` made it; it knows its own weight map, or one for each of its parts.
+        path: a .pt, .pth or .safetensors file, STEM.PART.SUFFIX for the parts of a model that has several; one that is
+            there is replaced.
     """
     from flax import nnx
 
+    from terra_jax.weights.convert import targets
     from terra_jax.weights.files import save_state
     from terra_jax.weights.transfer import export_state
 
-    state, report = export_state(model.weight_map, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    save_state(path, state)
-    print(report)
+    params, maps = nnx.to_pure_dict(nnx.state(model, nnx.Param)), model.weight_map
+    if not isinstance(maps, Mapping):
+        maps, params = {"": maps}, {"": params}
+    files = targets(Path(path), tuple(maps))
+    for part, weights in maps.items():
+        state, report = export_state(weights, params[part])
+        save_state(files[part], state)
+        print(report)
 
 
-def state_dict_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """PyTorch key -> shape, of all parts, without building an array."""
+def state_dict_shapes(name: str, **overrides: Any) -> dict[str, tuple[int, ...]]:
+    """PyTorch key -> shape, without building an array; of a model of several files, the keys are led by "PART.".
+
+    Args:
+        name: see `list_models`.
+        overrides: sizes or options of the family's model, by name.
+    """
     from terra_jax.weights.rules import torch_shapes
 
-    parts = family(name).spec(name).parts.values()
-    return {key: shape for part in parts for key, shape in torch_shapes(part.weights, part.template()).items()}
+    parts = family(name).spec(name, **overrides).parts
+    return {
+        f"{part}.{key}" if len(parts) > 1 else key: shape
+        for part, held in parts.items()
+        for key, shape in torch_shapes(held.weights, held.template()).items()
+    }
 
 
 def experiment(config):
@@ -164,16 +188,24 @@ def experiment(config):
     if not config.init:
         return made
 
-    def initial():
+    def initial() -> Any:
         from terra_jax.training.experiment import Initial
         from terra_jax.weights.rules import flatten_params
 
         parts, reports = _load_parts(config.model, config.init.split(","))
+        places = _places(config.model)
+        placed: dict[str, Any] = {}
         loaded, fresh = [], []
         for (part, params), report in zip(parts.items(), reports, strict=True):
-            fresh += [f"{part}.{path}" for path in report.fresh]
-            loaded += [f"{part}.{path}" for path in flatten_params(params) if path not in report.fresh]
-        return Initial(parts, loaded, fresh)
+            *above, last = places[part].split("/")
+            node = placed
+            for key in above:
+                node = node.setdefault(key, {})
+            node[last] = params
+            prefix = places[part].replace("/", ".")
+            fresh += [f"{prefix}.{path}" for path in report.fresh]
+            loaded += [f"{prefix}.{path}" for path in flatten_params(params) if path not in report.fresh]
+        return Initial(placed, loaded, fresh)
 
     return replace(made, init=initial)
 
@@ -193,10 +225,15 @@ def training_folder_reader(name: str):
         meta = checkpoints.load_meta(step)
         if (held := meta.get("model")) != name:
             raise WeightsError(f"{path} holds {held}, not {name}; name the model that it holds")
-        parts = {part: checkpoints.load_params(step, copy, part) for part in family(name).spec(name).parts}
+        parts = {part: checkpoints.load_params(step, copy, place) for part, place in _places(name).items()}
         return Held(parts, meta.get("options", {}))
 
     return read
+
+
+def _places(name: str) -> dict[str, str]:
+    """Part -> where the module that an objective trains holds it, attributes with slashes."""
+    return {part: held.path or part for part, held in family(name).spec(name).parts.items()}
 
 
 def _sources(weights: str | Path | Mapping[str, str | Path]) -> list[str]:

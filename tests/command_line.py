@@ -59,6 +59,35 @@ TINY_TOKENIZER = tuple(
 )
 """The same for a nano config of a tokenizer."""
 
+TINY_SKYSENSE = tuple(
+    f"--config.{change}"
+    for change in (
+        "steps=4",
+        "batch_size=2",
+        "data.samples=300",
+        "data.cache=false",
+        "data.frames.S2L2A=3",
+        "data.frames.S1GRD=2",
+        "views.frames.S2L2A=2",
+        "views.frames.S1GRD=2",
+        "views.shipped.S2L2A=3",
+        "views.shipped.S1GRD=2",
+        "views.global_size=4",
+        "objective.outputs.pixel=16",
+        "objective.outputs.object=16",
+        "objective.outputs.image=16",
+        "objective.head_hidden=16",
+        "objective.head_bottleneck=8",
+        "checkpoint.every=2",
+        "evaluation.every=0",
+        "evaluation.bank=12",
+        "evaluation.queries=8",
+        "evaluation.pixels=8",
+        "evaluation.batch_size=4",
+    )
+)
+"""The same for a nano config of SkySense."""
+
 
 class Result(NamedTuple):
     """What a command left behind."""

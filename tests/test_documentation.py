@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import TINY, TINY_EVALUATION, TINY_TOKENIZER, quick_compilation
+from command_line import TINY, TINY_EVALUATION, TINY_SKYSENSE, TINY_TOKENIZER, quick_compilation
 
 import terra_jax
 from terra_jax.weights.files import open_state
@@ -108,6 +108,8 @@ def tiny(command: str) -> list[str]:
     words = [SMALL.get(word, word) for word in shlex.split(command)[1:]]
     if words[0] in ("train", "evaluate") and any(word.startswith("terramind/") for word in words):
         return [*words, *TINY_TOKENIZER]
+    if words[0] in ("train", "evaluate") and any(word.startswith("skysense/") for word in words):
+        return [*words, *TINY_SKYSENSE]
     extra = {"train": TINY, "evaluate": (*TINY, *TINY_EVALUATION), "tokenize": ("--samples", "4")}
     return [*words, *extra.get(words[0], ())]
 
@@ -141,7 +143,7 @@ def check_outputs(said: Mapping[str, str]) -> None:
     assert "tokens: 8 records of 4 samples" in output("terra-jax tokenize")
     written = {path.name for path in Path("runs/nano").iterdir()}
     listed = re.findall(r"^\| `([\w.]+)/?\w*/?` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert written == {name for name in listed if not name.startswith("terra")}
+    assert written == {name for name in listed if not name.startswith(("terra", "sky"))}
 
 
 def check_names(names: Mapping[str, Any]) -> None:
@@ -173,7 +175,7 @@ def test_pytorch_loads_strictly_what_convert_writes(torch, workspace, terra_jax_
 
 
 def test_readme_lists_every_model():
-    rows = re.findall(r"^\| `(terra\w+)` \| ([\d,]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `((?:terra|sky)\w+)` \| ([\d,]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {name: int(count.replace(",", "")) for name, count in rows} == terra_jax.list_models()
 
 
@@ -184,13 +186,22 @@ def test_paths_that_the_documents_name_exist():
         assert named and not [path for path in named if not (ROOT / path).exists()]
 
 
+SMALL_TOOLS = {
+    "tools/earth_portrait.py": (("--samples", "1", "--statistics", "2", "--tile", "32"), "S2L2A"),
+    "tools/series_portrait.py": (("--samples", "1"), ""),
+    "tools/skysense_ledger.py": ((), "1,657,985,232"),
+}
+"""Tools that are run here: what makes them quick, and something that they print."""
+
+
 @pytest.mark.parametrize("command", TOOL_COMMANDS)
 def test_tools(command, tmp_path):
     """The portrait is drawn; what takes minutes is run by the tool's own test, here only its options are looked up."""
     program, *arguments = shlex.split(command)[1:]
-    if program == "tools/earth_portrait.py":
-        out = run_tool(program, tmp_path, *arguments, "--samples", "1", "--statistics", "2", "--tile", "32")
-        assert "S2L2A" in out and (tmp_path / arguments[-1]).is_file()
+    if program in SMALL_TOOLS:
+        smaller, said = SMALL_TOOLS[program]
+        assert said in run_tool(program, tmp_path, *arguments, *smaller)
+        assert all((tmp_path / word).is_file() for word in arguments if word.endswith(".png"))
         return
     name = Path(program).stem
     tested = (ROOT / "tests" / "tools" / f"test_{name}.py").read_text()

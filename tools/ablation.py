@@ -1,9 +1,11 @@
-"""The paper's ablation ladder at nano scale: does each part of the objective earn its place?
+"""A paper's ablation at nano scale: does each part of the objective earn its place?
 
     python tools/ablation.py terrafm --out runs/ablation --seeds 3
+    python tools/ablation.py skysense --out runs/ablation_skysense --seeds 3
 
-Four rungs, each adding one part to the one before: a single modality, views of random modalities, fusion of several
-modalities in one view, dual centring. Every rung is trained with every seed; the table shows mean and spread of kNN
+TerraFM: four rungs, each adding one part to the one before: a single modality, views of random modalities, fusion of
+several modalities in one view, dual centring. SkySense: the whole objective, and without geo-context prototypes, the
+object level and alignment, one at a time. Every rung is trained with every seed; the table shows mean and spread of kNN
 accuracy on unseen regions. Runs resume where they stand, so the command can be stopped and started again.
 """
 
@@ -25,11 +27,21 @@ LADDER = {
         "+ modality augmentation": ["views.modalities_per_view=one", "objective.alpha=1.0"],
         "+ fusion": ["objective.alpha=1.0"],
         "+ dual centring": [],
-    }
+    },
+    "skysense": {
+        "without geo-context": ["objective.geo_context=false"],
+        "without object level": ["objective.levels=(pixel,image)"],
+        "without alignment": ["objective.alignment_weight=0.0"],
+        "everything": [],
+    },
 }
 """Family -> rung -> what differs from the nano config, which holds everything."""
 
-INPUTS = ("S2L2A", "S1RTC", "S2L2A+S1RTC")
+INPUTS = {
+    "terrafm": ("S2L2A", "S1RTC", "S2L2A+S1RTC"),
+    "skysense": ("HR", "S2L2A", "S1GRD", "HR+S2L2A+S1GRD"),
+}
+"""Family -> input sets of the table's columns."""
 
 
 def main() -> int:
@@ -57,7 +69,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_json(options.out / "ablation.json", results)
-    print(table(results))
+    print(table(results, INPUTS[options.family]))
     return 0
 
 
@@ -71,13 +83,13 @@ def _run(options: argparse.Namespace, rung: str, number: int, seed: int, overrid
     return json.loads((workdir / "report.json").read_text())["knn"]
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    """Rungs against inputs: mean and standard deviation over seeds, beside both baselines."""
+def table(results: dict[str, list[dict]], sets: tuple[str, ...]) -> str:
+    """Rungs against input sets: mean and standard deviation over seeds, beside both baselines."""
     rows = {rung: [run["scores"] for run in runs] for rung, runs in results.items()}
     last = list(results.values())[-1]
     rows |= {name: [run["baselines"][name] for run in last] for name in last[0]["baselines"]}
-    columns = [(inputs, i) for inputs in INPUTS for i in range(len(last[0]["scores"][INPUTS[0]]))]
-    fractions = [score["fraction"] for score in last[0]["scores"][INPUTS[0]]]
+    columns = [(inputs, i) for inputs in sets for i in range(len(last[0]["scores"][sets[0]]))]
+    fractions = [score["fraction"] for score in last[0]["scores"][sets[0]]]
     lines = [f"{'kNN accuracy, %':<26}" + "".join(f"{f'{name}, {fractions[i]:.0%}':>22}" for name, i in columns)]
     for label, runs in rows.items():
         cells = [[100 * run[name][i]["accuracy"] for run in runs if name in run] for name, i in columns]

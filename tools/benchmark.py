@@ -2,6 +2,7 @@
 
     python tools/benchmark.py terrafm --json terrafm.json
     python tools/benchmark.py tokenizers --json tokenizers.json
+    python tools/benchmark.py skysense --json skysense.json
 
 Every figure comes from a fresh process, the two sides take turns and are never in memory together, both have the same
 number of threads and compute in float32. PyTorch runs eagerly and through torch.compile, each with its fused
@@ -38,11 +39,13 @@ class Row:
         description: what is timed.
         repeats: timed runs in one process.
         settings: of both sides, beside the command line's.
+        trial: settings of the nano size that replace those.
     """
 
     description: str
     repeats: int
-    settings: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trial: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Family:
 
     Attributes:
         rows: name -> row.
-        sizes: of its models; the default is "base".
+        sizes: of its models; the default is the last.
         quick: rows of a trial.
         trains: whether a row is a training step; then the time to compile it and its Python time are taken too.
     """
@@ -69,7 +72,7 @@ FAMILIES = {
             "step": Row("2 global views, head, DINO loss, teacher, AdamW", 3, {"local_views": 0}),
             "multicrop": Row("the step with 8 local views beside", 2, {"local_views": 8}),
         },
-        sizes=("nano", "small", "base", "large"),
+        sizes=("nano", "small", "large", "base"),
         quick=("forward", "step"),
         trains=True,
     ),
@@ -81,6 +84,24 @@ FAMILIES = {
         },
         sizes=("nano", "base"),
         quick=("encode1", "encode8", "decode1"),
+    ),
+    "skysense": Family(
+        {
+            "fusion": Row(
+                "fusion transformer, forward and backward: 4,096 positions x 31 tokens at width 256, 2 layers",
+                2,
+                {"positions": 4096, "frames": 31, "width": 256, "depth": 2, "heads": 4},
+                {"positions": 64, "width": 32, "heads": 2},
+            ),
+            "stages": Row(
+                "two Swin V2 stages of the huge size, forward and backward: 2 images of 256 pixels",
+                3,
+                {"widths": (352, 704), "depths": (2, 2), "stage_heads": (8, 16), "images": 2, "pixels": 256},
+                {"widths": (16, 32), "stage_heads": (2, 4), "images": 1, "pixels": 64},
+            ),
+        },
+        sizes=("nano", "huge"),
+        quick=("fusion", "stages"),
     ),
 }
 LOCAL_PIXELS = {"nano": 8}
@@ -96,7 +117,8 @@ def main() -> int:
     parser.add_argument("family", choices=[*FAMILIES], help="what to time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs of both sides per row (default 5)")
-    parser.add_argument("--size", default="base", choices=["nano", "small", "base", "large"], help="default base")
+    sizes = sorted({size for family in FAMILIES.values() for size in family.sizes})
+    parser.add_argument("--size", choices=sizes, help="default base, of skysense huge")
     parser.add_argument("--batch", type=int, default=8, help="images or places a batch, where the row leaves it open")
     parser.add_argument("--threads", type=int, default=2, help="of either side (default 2)")
     parser.add_argument(
@@ -112,6 +134,7 @@ def main() -> int:
     options = parser.parse_args()
     family = FAMILIES[options.family]
     options.rows = options.rows or ",".join(family.rows)
+    options.size = options.size or family.sizes[-1]
     if options.quick:
         options.size, options.pairs, options.batch, options.rows = "nano", 1, 2, ",".join(family.quick)
     try:
@@ -180,7 +203,7 @@ def measure_row(
     name: str, row: Row, options: argparse.Namespace, variants: tuple[str, ...], versions: dict
 ) -> dict[str, Any]:
     """Choose PyTorch's faster variant, then alternate the two sides."""
-    settings = {"row": name, "repeats": row.repeats, **row.settings}
+    settings = {"row": name, "repeats": row.repeats, **row.settings, **(row.trial if options.size == "nano" else {})}
     trials: dict[str, Any] = {}
     for variant in variants if len(variants) > 1 else ():
         say(f"{name}: trial of PyTorch {variant}")

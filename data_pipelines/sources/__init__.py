@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +16,12 @@ from data_pipelines.sample import Sample
 _FILES = ("path", "modalities", "tile", "samples")
 _SOURCES = {
     "procedural": ("data_pipelines.sources.procedural:ProceduralEarth", ("samples", "tile", "seed", "modalities")),
+    "procedural_series": (
+        "data_pipelines.sources.procedural.series:ProceduralSeries",
+        ("samples", "tile", "seed", "modalities", "frames"),
+    ),
     "geotiff": ("data_pipelines.sources.geotiff:GeoTiffSource", _FILES),
+    "geotiff_series": ("data_pipelines.sources.geotiff_series:GeoTiffSeriesSource", _FILES),
     "records": ("data_pipelines.sources.records:RecordsSource", _FILES),
     "terramesh": ("data_pipelines.sources.terramesh:TerraMeshSource", (*_FILES, "cache", "keep_nodata")),
     "ssl4eo": ("data_pipelines.sources.ssl4eo:Ssl4eoSource", (*_FILES, "series", "keep_nodata")),
@@ -106,6 +111,7 @@ def open_source(
     cache: str | None = None,
     series: bool = False,
     keep_nodata: bool = False,
+    frames: Mapping[str, int] | None = None,
 ) -> Source:
     """Open a source by name.
 
@@ -119,6 +125,7 @@ def open_source(
         cache: folder in which archives' indices are kept between runs (TerraMesh).
         series: all dates of a place in one sample (SSL4EO-S12).
         keep_nodata: yield samples with no-data pixels (NaN) where a corpus has them, instead of refusing them.
+        frames: series -> most frames, of the procedural Earth's series.
 
     Raises:
         DataError: if the name is unknown, with the nearest known ones, or the source cannot be opened.
@@ -129,7 +136,7 @@ def open_source(
     target, takes = _SOURCES[name]
     module, _, attribute = target.partition(":")
     options: dict[str, Any] = {"path": path or None, "modalities": modalities, "tile": tile, "samples": samples}
-    options |= {"seed": seed, "cache": cache, "series": series, "keep_nodata": keep_nodata}
+    options |= {"seed": seed, "cache": cache, "series": series, "keep_nodata": keep_nodata, "frames": frames}
     given = {option: value for option, value in options.items() if value is not None}
     if "path" in takes and not path:
         raise DataError(f"data source {name!r} needs a path: the folder that holds the data")

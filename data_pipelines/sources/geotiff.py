@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rasterio.warp import transform as warp
 from data_pipelines import radiometry
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import LAND_COVER, MODALITIES, OCEAN, SCENE_CLASSES, modality
-from data_pipelines.sample import Raster, Sample
+from data_pipelines.sample import Raster, Sample, grid_transform
 from data_pipelines.sources import Index
 
 _SUFFIXES = (".tif", ".tiff")
@@ -26,8 +26,8 @@ _THREADS = 8  # opening files waits for the disk
 
 
 @dataclass(frozen=True)
-class _Header:
-    """What a file says of itself before its pixels."""
+class Header:
+    """What a file says of itself before its pixels; `tags` are its own words, GDAL's metadata."""
 
     path: Path
     bands: int
@@ -35,6 +35,7 @@ class _Header:
     epsg: int | None
     transform: tuple[float, float, float, float, float, float]
     time: np.datetime64 | None
+    tags: Mapping[str, str]
 
 
 class GeoTiffSource:
@@ -64,9 +65,9 @@ class GeoTiffSource:
         samples: int | None = None,
     ):
         self._root = Path(path)
-        folders = _modality_folders(self._root)
-        self._used = _required(self._root, folders, modalities)
-        files = {name: _tiffs(folder) for name, folder in folders.items()}
+        folders = modality_folders(self._root)
+        self._used = required_modalities(self._root, folders, modalities)
+        files = {name: tiffs(folder) for name, folder in folders.items()}
         keys = sorted(set().union(*(files[name] for name in self._used)))[:samples]
         if not keys:
             raise DataError(f"{self._root} holds no .tif files; expected {self._root}/<MODALITY>/<key>.tif")
@@ -77,8 +78,9 @@ class GeoTiffSource:
             self._files = [{name: paths[key] for name, paths in files.items() if key in paths} for key in keys]
             self._headers = list(pool.map(_read_headers, self._files))
             self._check_headers(tile)
-            scenes = np.asarray(list(pool.map(_scene, self._files)), np.int8)
-        lon, lat = _centres([self._reference(i) for i in range(len(keys))])
+            scenes = np.asarray(list(pool.map(scene_of, self._files)), np.int8)
+        references = [self._reference(i) for i in range(len(keys))]
+        lon, lat = centres_of([found[1] if found else None for found in references])
         self.index = Index.at(keys, lon, lat, scenes)
 
     def __len__(self) -> int:
@@ -92,19 +94,10 @@ class GeoTiffSource:
         """
         headers, files = self._headers[i], self._files[i]
         rasters = {name: _read_raster(name, files[name], headers) for name in self._used if name in files}
-        reference = self._reference(i)
-        if reference is None or reference.epsg is None:
+        sample = self._sample(i, rasters)
+        if sample is None:
             raise DataError(f"{next(iter(files.values()))} could not be read on opening; open the folder again")
-        return Sample(
-            key=str(self.index.keys[i]),
-            rasters=rasters,
-            lon=float(self.index.lon[i]),
-            lat=float(self.index.lat[i]),
-            epsg=reference.epsg,
-            transform=reference.transform,
-            source=self.name,
-            attributes={"scene": int(self.index.scene[i])},
-        )
+        return sample
 
     def unchecked(self, i: int) -> tuple[Sample, dict[str, list[str]]]:
         """Sample `i` with all that can be read at all, for an audit, and what is wrong with its files.
@@ -125,43 +118,53 @@ class GeoTiffSource:
                 rasters[name], flags[name] = _read_unchecked(name, files[name], headers)
             except DataError as error:
                 flags[name] = [f"unreadable: {error}"]
-        reference = self._reference(i)
-        if not rasters or reference is None or reference.epsg is None:
+        sample = self._sample(i, rasters)
+        if not rasters or sample is None:
             raise DataError(next(iter(flags.values()))[0].partition(": ")[2])
-        sample = Sample(
+        return sample, flags
+
+    def _sample(self, i: int, rasters: Mapping[str, Raster]) -> Sample | None:
+        """Rasters with their place; None where no file could be opened, or none says where it is."""
+        reference = self._reference(i)
+        if reference is None or reference[1].epsg is None:
+            return None
+        return Sample(
             key=str(self.index.keys[i]),
             rasters=rasters,
             lon=float(self.index.lon[i]),
             lat=float(self.index.lat[i]),
-            epsg=reference.epsg,
-            transform=reference.transform,
+            epsg=reference[1].epsg,
+            transform=ground_transform(*reference),
             source=self.name,
             attributes={"scene": int(self.index.scene[i])},
         )
-        return sample, flags
 
-    def _reference(self, i: int) -> _Header | None:
-        """Header whose grid is the sample's: that of the first modality, in table order, that could be opened."""
-        return next((self._headers[i][name] for name in self._used if name in self._headers[i]), None)
+    def _reference(self, i: int) -> tuple[str, Header] | None:
+        """Modality and header whose grid is the sample's: the first, in table order, that could be opened."""
+        return next(((name, self._headers[i][name]) for name in self._used if name in self._headers[i]), None)
 
     def _check_headers(self, tile: int | None) -> None:
-        used = [header[name] for header in self._headers for name in self._used if name in header]
+        used = [(name, header[name]) for header in self._headers for name in self._used if name in header]
         if not used:
             first = next(iter(self._files[0].values()))
             raise DataError(f"none of the files in {self._root} can be read ({first} the first); copy them again")
         for headers in self._headers:
             present = {name: headers[name] for name in self._used if name in headers}
             for name, header in present.items():
-                _check_header(name, header, next(iter(present.values())))
-        shape = Counter(header.shape for header in used).most_common(1)[0][0]
-        for header in used:
-            if header.shape != shape:
-                size, usual = _size(header.shape), _size(shape)
+                check_header(name, header, next(iter(present.items())))
+        height, width = Counter(ground_shape(name, header) for name, header in used).most_common(1)[0][0]
+        for name, header in used:
+            detail = modality(name).detail
+            if header.shape != (detail * height, detail * width):
+                usual = _size((detail * height, detail * width))
                 raise DataError(
-                    f"{header.path} is {size} pixels, most others {usual}; cut it to that size or remove it"
+                    f"{header.path} is {_size(header.shape)} pixels, most others {usual}; "
+                    "cut it to that size or remove it"
                 )
-        if tile is not None and min(shape) < tile:
-            raise DataError(f"{used[0].path} is {_size(shape)} pixels, smaller than tile={tile}; choose a smaller tile")
+        if tile is not None and min(height, width) < tile:
+            raise DataError(
+                f"{used[0][1].path} is {_size((height, width))} pixels, smaller than tile={tile}; choose a smaller tile"
+            )
 
 
 def scene_class(land_cover: np.ndarray, elevation: np.ndarray | None) -> int:
@@ -185,7 +188,12 @@ def scene_class(land_cover: np.ndarray, elevation: np.ndarray | None) -> int:
     return int(counts.argmax())
 
 
-def _modality_folders(root: Path) -> dict[str, Path]:
+def modality_folders(root: Path) -> dict[str, Path]:
+    """Folders of a data folder by modality, in table order.
+
+    Raises:
+        DataError: if there are none, or one is of no modality.
+    """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the one that holds <MODALITY>/<key>.tif")
     folders: dict[str, Path] = {}
@@ -206,7 +214,12 @@ def _modality_folders(root: Path) -> dict[str, Path]:
     return {name: folders[name] for name in MODALITIES if name in folders}
 
 
-def _required(root: Path, folders: dict[str, Path], modalities: Sequence[str] | None) -> tuple[str, ...]:
+def required_modalities(root: Path, folders: dict[str, Path], modalities: Sequence[str] | None) -> tuple[str, ...]:
+    """Modalities to read, in table order.
+
+    Raises:
+        DataError: if one that is asked for has no folder.
+    """
     if modalities is None:
         return tuple(folders)
     wanted = {modality(name).name for name in modalities}
@@ -216,7 +229,8 @@ def _required(root: Path, folders: dict[str, Path], modalities: Sequence[str] | 
     return tuple(name for name in folders if name in wanted)
 
 
-def _tiffs(folder: Path) -> dict[str, Path]:
+def tiffs(folder: Path) -> dict[str, Path]:
+    """GeoTIFFs of a folder by their names without the ending."""
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES}
 
 
@@ -233,18 +247,26 @@ def _open(path: Path) -> rasterio.DatasetReader:
     return rasterio.open(path, sharing=False)
 
 
-def _read_headers(files: dict[str, Path]) -> dict[str, _Header]:
+def _read_headers(files: dict[str, Path]) -> dict[str, Header]:
     """Headers of a sample's files; those that cannot be opened are left out, and refused when they are read."""
-    headers = {}
-    for name, path in files.items():
-        try:
-            with _open(path) as file:
-                epsg = file.crs.to_epsg() if file.crs else None
-                transform = tuple(file.transform)[:6]
-                headers[name] = _Header(path, file.count, file.shape, epsg, transform, _time(path, file.tags()))
-        except RasterioError:
-            continue
-    return headers
+    headers = {name: read_header(path) for name, path in files.items()}
+    return {name: header for name, header in headers.items() if header is not None}
+
+
+def read_header(path: Path) -> Header | None:
+    """What a file says of itself; None where it cannot be opened.
+
+    Raises:
+        DataError: if its datetime tag is none.
+    """
+    try:
+        with _open(path) as file:
+            epsg = file.crs.to_epsg() if file.crs else None
+            tags = file.tags()
+            transform = tuple(file.transform)[:6]
+            return Header(path, file.count, file.shape, epsg, transform, _time(path, tags), tags)
+    except RasterioError:
+        return None
 
 
 def _time(path: Path, tags: dict[str, str]) -> np.datetime64 | None:
@@ -257,47 +279,75 @@ def _time(path: Path, tags: dict[str, str]) -> np.datetime64 | None:
         raise DataError(f"{path} has the datetime tag {text!r}; write it as 2020-01-31T12:00:00") from error
 
 
-def _check_header(name: str, header: _Header, reference: _Header) -> None:
-    """Refuse a file that is not its modality, or does not lie on the grid of the sample's other files."""
-    path = header.path
-    _check_bands(name, path, header.bands)
+def ground_shape(name: str, header: Header) -> tuple[float, float]:
+    """Height and width of a file in pixels of 10 m."""
+    detail = modality(name).detail
+    return header.shape[0] / detail, header.shape[1] / detail
+
+
+def ground_transform(name: str, header: Header) -> tuple[float, float, float, float, float, float]:
+    """Affine of the 10 m grid of a file."""
+    return grid_transform(header.transform, 10 * modality(name).detail)
+
+
+def check_header(
+    name: str, header: Header, reference: tuple[str, Header], slack: float = 0.01, bands: Sequence[str] | None = None
+) -> None:
+    """Refuse a file that is not its modality, or does not lie on the grid of the sample's other files.
+
+    Args:
+        name: modality of the file.
+        header: of the file.
+        reference: modality and header of the file that the others must lie on.
+        slack: how far from 10 m pixels may be, in parts.
+        bands: those expected, where they are not all of the modality's.
+
+    Raises:
+        DataError: naming the file and the cure.
+    """
+    path, (other, base), detail = header.path, reference, modality(name).detail
+    _check_bands(name, path, header.bands, bands)
     if header.epsg is None:
         raise DataError(f"{path} has no coordinate system with an EPSG code; assign the one that it was cut in")
     a, b, _, d, e, _ = header.transform
-    if b or d or abs(a - 10) > 0.1 or abs(e + 10) > 0.1:
-        raise DataError(f"{path} has pixels of {a:g} x {e:g}; resample it to a north-up grid of 10 m")
-    if header.epsg != reference.epsg:
-        raise DataError(
-            f"{path} is in EPSG:{header.epsg}, {reference.path} in EPSG:{reference.epsg}; reproject one to the other"
-        )
-    shift = max(abs(header.transform[k] - reference.transform[k]) for k in (2, 5)) / 10
+    pixel = 10 / detail
+    if b or d or max(abs(a - pixel), abs(e + pixel)) > slack * pixel:
+        raise DataError(f"{path} has pixels of {a:g} x {e:g}; resample it to a north-up grid of {pixel:g} m")
+    if header.epsg != base.epsg:
+        raise DataError(f"{path} is in EPSG:{header.epsg}, {base.path} in EPSG:{base.epsg}; reproject one to the other")
+    shift = max(abs(header.transform[k] - base.transform[k]) for k in (2, 5)) / 10
     if shift >= 0.5:
-        raise DataError(f"{path} lies {shift:.3g} pixels off {reference.path}; cut both on the same grid")
+        raise DataError(f"{path} lies {shift:.3g} pixels off {base.path}; cut both on the same grid")
+    coarse = base.transform[0] * modality(other).detail
+    if abs(a * detail - coarse) > 1e-3 * coarse:
+        raise DataError(f"{path} has pixels of {a:g}, {base.path} of {base.transform[0]:g}; resample one to the other")
 
 
-def _check_bands(name: str, path: Path, bands: int) -> None:
-    names = modality(name).band_names
+def _check_bands(name: str, path: Path, bands: int, expected: Sequence[str] | None = None) -> None:
+    names = expected or modality(name).band_names
     if bands != len(names):
         wanted = f"{len(names)} ({', '.join(names)})"
         raise DataError(f"{path} has {bands} bands, {name} has {wanted}; write it again with all of them")
 
 
-def read_checked(name: str, path: Path) -> np.ndarray:
+def read_checked(name: str, path: Path, bands: Sequence[str] | None = None) -> np.ndarray:
     """Pixels (band, y, x) of one file, as they are stored in it.
 
     Args:
         name: modality whose bands, in order, and unit the file must have.
         path: a GeoTIFF.
+        bands: the bands expected, where they are not all of the modality's.
 
     Raises:
         DataError: if it cannot be read, has other bands, no data somewhere, or numbers of another unit.
     """
     table = modality(name)
     array, nodata, described = _read_pixels(path)
-    _check_bands(name, path, len(array))
-    if set(described) <= set(table.band_names) and described != table.band_names:
-        raise DataError(f"{path} has the bands {', '.join(described)}; reorder them to {', '.join(table.band_names)}")
-    _check_complete(path, array, nodata if nodata != table.nodata else None, table.band_names)
+    names = tuple(bands or table.band_names)
+    _check_bands(name, path, len(array), names)
+    if set(described) <= set(table.band_names) and described != names:
+        raise DataError(f"{path} has the bands {', '.join(described)}; reorder them to {', '.join(names)}")
+    _check_complete(path, array, nodata if nodata != table.nodata else None, names)
     radiometry.check_plausible(str(path), Raster({10: array}, table.unit))
     return array
 
@@ -311,9 +361,9 @@ def _read_pixels(path: Path) -> tuple[np.ndarray, float | None, tuple[str, ...]]
         raise DataError(f"{path} cannot be read (truncated or no TIFF); copy it again or remove it") from error
 
 
-def _read_raster(name: str, path: Path, headers: dict[str, _Header]) -> Raster:
+def _read_raster(name: str, path: Path, headers: dict[str, Header]) -> Raster:
     table = modality(name)
-    stored = _stored(path, read_checked(name, path), table.dtype)
+    stored = as_stored(path, read_checked(name, path), table.dtype)
     raster = Raster({10: stored}, table.unit, _acquired(name, headers))
     try:
         return radiometry.to_native_grids(name, raster)
@@ -321,7 +371,7 @@ def _read_raster(name: str, path: Path, headers: dict[str, _Header]) -> Raster:
         raise DataError(f"{path}: {error}") from error
 
 
-def _read_unchecked(name: str, path: Path, headers: dict[str, _Header]) -> tuple[Raster, list[str]]:
+def _read_unchecked(name: str, path: Path, headers: dict[str, Header]) -> tuple[Raster, list[str]]:
     """A file as it is, and flags of what its own words contradict; refused only if it cannot be read."""
     table = modality(name)
     array, nodata, described = _read_pixels(path)
@@ -332,7 +382,7 @@ def _read_unchecked(name: str, path: Path, headers: dict[str, _Header]) -> tuple
     if nodata is not None and nodata != table.nodata and (share := float(np.mean(array == nodata))):
         flags.append(f"no_data: {share:.2%} is marked by {nodata:g}")
     with contextlib.suppress(DataError):
-        array = _stored(path, array, table.dtype)
+        array = as_stored(path, array, table.dtype)
     raster = Raster({10: array}, table.unit, _acquired(name, headers))
     with contextlib.suppress(DataError):
         raster = radiometry.to_native_grids(name, raster)
@@ -348,7 +398,7 @@ def _check_complete(path: Path, array: np.ndarray, nodata: float | None, bands: 
             raise DataError(f"{path} has no data (NaN) in {share:.2%} of band {band}; fill or remove the tile")
 
 
-def _stored(path: Path, array: np.ndarray, dtype: str) -> np.ndarray:
+def as_stored(path: Path, array: np.ndarray, dtype: str) -> np.ndarray:
     """Cast to the table's dtype: integers exactly, decibels and indices to the nearest float16 (< 0.02 dB off)."""
     stored = array.astype(dtype)
     if stored.dtype.kind != "f" and not np.array_equal(stored, array):
@@ -356,12 +406,12 @@ def _stored(path: Path, array: np.ndarray, dtype: str) -> np.ndarray:
     return stored
 
 
-def _acquired(name: str, headers: dict[str, _Header]) -> np.datetime64 | None:
+def _acquired(name: str, headers: dict[str, Header]) -> np.datetime64 | None:
     times = [headers[other].time for other in (name, *(_OVERPASS if name in _OVERPASS else ())) if other in headers]
     return next((time for time in times if time is not None), None)
 
 
-def _scene(files: dict[str, Path]) -> int:
+def scene_of(files: dict[str, Path]) -> int:
     """Scene class of a sample; -1 where its land cover is absent or cannot be read."""
     if "LULC" not in files:
         return -1
@@ -374,10 +424,10 @@ def _scene(files: dict[str, Path]) -> int:
     return scene_class(land_cover, elevation)
 
 
-def _centres(headers: Sequence[_Header | None]) -> tuple[np.ndarray, np.ndarray]:
+def centres_of(headers: Sequence[Header | None]) -> tuple[np.ndarray, np.ndarray]:
     """Longitude and latitude of the tiles' centres; NaN where no file could be opened."""
     lon, lat = np.full((2, len(headers)), np.nan)
-    groups: dict[int, list[tuple[int, _Header]]] = {}
+    groups: dict[int, list[tuple[int, Header]]] = {}
     for i, header in enumerate(headers):
         if header is not None and header.epsg is not None:
             groups.setdefault(header.epsg, []).append((i, header))
@@ -389,5 +439,5 @@ def _centres(headers: Sequence[_Header | None]) -> tuple[np.ndarray, np.ndarray]
     return lon, lat
 
 
-def _size(shape: tuple[int, int]) -> str:
-    return f"{shape[1]} x {shape[0]}"
+def _size(shape: tuple[float, float]) -> str:
+    return f"{shape[1]:g} x {shape[0]:g}"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import modality
 from data_pipelines.sample import Raster, Sample
 
 LATTICE = 6
@@ -14,16 +15,16 @@ LATTICE = 6
 def cut(sample: Sample, top: int, left: int, size: int) -> Sample:
     """The square window of `size` 10 m pixels whose corner is at (top, left), both multiples of LATTICE."""
 
-    def window(values: np.ndarray, gsd: int) -> np.ndarray:
-        factor = gsd // 10
-        rows = slice(top // factor, -(-(top + size) // factor))
-        columns = slice(left // factor, -(-(left + size) // factor))
-        return values[..., rows, columns]
+    def window(raster: Raster, detail: int) -> Raster:
+        grids = {}
+        for gsd, values in raster.grids.items():
+            factor = gsd // 10
+            rows = slice(top // factor * detail, -(-(top + size) // factor) * detail)
+            columns = slice(left // factor * detail, -(-(left + size) // factor) * detail)
+            grids[gsd] = values[..., rows, columns]
+        return replace(raster, grids=grids)
 
-    rasters = {
-        name: Raster({gsd: window(values, gsd) for gsd, values in raster.grids.items()}, raster.unit, raster.time)
-        for name, raster in sample.rasters.items()
-    }
+    rasters = {name: window(raster, modality(name).detail) for name, raster in sample.rasters.items()}
     a, b, c, d, e, f = sample.transform
     corner = (a, b, c + a * left + b * top, d, e, f + d * left + e * top)
     return replace(sample, rasters=rasters, transform=corner)

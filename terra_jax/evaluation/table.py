@@ -1,7 +1,38 @@
-"""Scores as text."""
+"""Scores of several input sets: as text, as flat figures, and back."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from terra_jax.evaluation.knn import FRACTIONS
+
+Scores = dict[str, list[dict[str, Any]]]
+"""Input set ("S2L2A", "S2L2A+S1RTC", "S2L2A, cloudy" ...) -> what `knn.evaluate_knn` returns."""
+
+FIGURES = ("accuracy", "macro_accuracy")
+
+
+def figures(scores: Scores) -> dict[str, float]:
+    """Scores as flat figures: "S2L2A/0.01/accuracy"."""
+    return {
+        f"{name}/{score['fraction']:g}/{figure}": score[figure]
+        for name, results in scores.items()
+        for score in results
+        for figure in FIGURES
+    }
+
+
+def scores_at(row: Mapping[str, Any], inputs: str) -> dict[str, Any]:
+    """A row of evaluations.csv, whose evaluator was named "knn", as `report.report_png` draws it."""
+    return {
+        "step": int(float(row["step"])),
+        "scores": [
+            {
+                "fraction": fraction,
+                **{name: float(row[f"knn/{inputs}/{fraction:g}/{name}"]) for name in FIGURES},
+            }
+            for fraction in FRACTIONS
+        ],
+    }
 
 
 def scores_table(result: Mapping[str, Any]) -> str:

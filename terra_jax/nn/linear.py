@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +54,33 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """(..., *inputs) -> (..., *outputs) in the compute dtype."""
-        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), axes=self.contracted)
+        y = contract(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.contracted)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def contract(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+    """`tensordot` whose gradient of the kernel is one matmul into the kernel's own layout.
+
+    JAX's own rule makes the transposed gradient and turns it, for which XLA copies the largest of the operands.
+    """
+    return jnp.tensordot(x, kernel, axes=axes)
+
+
+def _contract_forward(x, kernel, axes):
+    return contract(x, kernel, axes), (x, kernel)
+
+
+def _contract_backward(axes, residuals, dy):
+    x, kernel = residuals
+    leading, outputs = x.ndim - axes, tuple(range(axes, kernel.ndim))
+    dx = jax.lax.dot_general(dy, kernel, ((tuple(range(leading, dy.ndim)), outputs), ((), ())))
+    # One contracted axis: with several, XLA copies again.
+    rows, outcomes = x.reshape(-1, *x.shape[leading:]), dy.reshape(-1, *dy.shape[leading:])
+    return dx, jax.lax.dot_general(rows, outcomes, (((0,), (0,)), ((), ())))
+
+
+contract.defvjp(_contract_forward, _contract_backward)
 
 
 class LayerNorm(nnx.Module):

@@ -1,5 +1,7 @@
 """Position tables, learned or of sines and cosines, resampled to other grids."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -47,9 +49,18 @@ def dino_interpolation(table: int, grid: int) -> Float[np.ndarray, "grid table"]
 
 
 def resample_positions(
-    positions: Float[Array, "n d"], table: tuple[int, int], grid: tuple[int, int]
+    positions: Float[Array, "n d"],
+    table: tuple[int, int],
+    grid: tuple[int, int],
+    interpolation: Callable[[int, int], np.ndarray] = dino_interpolation,
 ) -> Float[Array, "m d"]:
-    """Positions of a (rows, columns) table, resampled to another grid by `dino_interpolation` along both axes."""
-    rows, columns = (jnp.asarray(dino_interpolation(t, g)) for t, g in zip(table, grid, strict=True))
+    """Positions of a (rows, columns) table, resampled to another grid along both axes.
+
+    Args:
+        positions: the table, row by row.
+        table, grid: its rows and columns, and those wanted.
+        interpolation: (length of an axis, wanted length) -> matrix.
+    """
+    rows, columns = (jnp.asarray(interpolation(t, g)) for t, g in zip(table, grid, strict=True))
     image = positions.reshape(*table, -1)
     return jnp.einsum("yr,xc,rcd->yxd", rows, columns, image).reshape(grid[0] * grid[1], -1)

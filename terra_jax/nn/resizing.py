@@ -5,12 +5,16 @@ matrices (one per axis) hold bicubic resampling, the crop and the nearest-neighb
 Shapes are static whatever the boxes are.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from data_pipelines.modalities import modality
+
+_BLOCK = 32  # rows of a view that share a window of the tile
 
 
 def cubic_kernel(x, a: float):
@@ -113,6 +117,58 @@ def crop_resize(
         partial = jnp.einsum("bvph,bchw->bvpcw", rows, values, precision="highest")
         views.append(jnp.einsum("bvqw,bvpcw->bvpqc", columns, partial, precision="highest"))
     return jnp.concatenate(views, axis=-1)[..., jnp.asarray(order)]
+
+
+def crop_resize_fine(
+    image: Num[Array, "b c h w"], boxes: Float[Array, "b v 4"], size: int, flips: Bool[Array, "b v 2"] | None = None
+) -> Float[Array, "b v size size c"]:
+    """What `crop_resize` makes of one grid, for images of many pixels: the cost follows the views, not the tile.
+
+    Each block of rows (columns) of a view is a product with the window of the tile that it looks at, a fourteenth of
+    the products where views of 512 pixels are cut out of 2048.
+
+    Args:
+        image: bands on one grid, as stored.
+        boxes: (top, left, height, width) in pixels of the image.
+        size: pixels per side of a view.
+        flips: whether to mirror a view vertically, horizontally.
+    """
+    count, views, channels = *boxes.shape[:2], image.shape[1]
+    flips = jnp.zeros((count, views, 2), bool) if flips is None else flips
+    (rows, tops), (columns, lefts) = (
+        _windowed_matrix(boxes[..., i], boxes[..., i + 2], image.shape[2 + i], size, flips[..., i]) for i in (0, 1)
+    )
+
+    def view(picture, rows, tops, columns, lefts):
+        bands = jax.vmap(lambda top: jax.lax.dynamic_slice_in_dim(picture, top, rows.shape[-1], 1))(tops)
+        partial = jnp.einsum("nph,nchw->cnpw", rows, bands.astype(jnp.float32), precision="highest")
+        partial = partial.reshape(channels * size, -1)
+        bands = jax.vmap(lambda left: jax.lax.dynamic_slice_in_dim(partial, left, columns.shape[-1], 1))(lefts)
+        whole = jnp.einsum("nqw,nxw->xnq", columns, bands, precision="highest")
+        return whole.reshape(channels, size, size).transpose(1, 2, 0)
+
+    of_one_image = jax.vmap(view, in_axes=(None, 0, 0, 0, 0))
+    return jax.vmap(of_one_image)(image, rows, tops, columns, lefts)
+
+
+def _windowed_matrix(
+    start: Float[Array, "b v"], length: Float[Array, "b v"], extent: int, size: int, flip: Bool[Array, "b v"]
+) -> tuple[Float[Array, "b v blocks block window"], Int[Array, "b v blocks"]]:
+    """`resampling_matrix` in blocks of rows, each with the columns of its window, and where the windows begin."""
+    block = math.gcd(size, _BLOCK)
+    coarsest = max(extent / size, 1.0)  # the most pixels that become one
+    window = min(extent, math.ceil((block + 4) * coarsest) + 2)  # the kernel reaches two pixels to either side
+    step = (length / size)[..., None, None]
+    place = jnp.arange(size).reshape(-1, block)
+    place = jnp.where(flip[..., None, None], size - 1 - place, place)
+    centre = start[..., None, None] + (place + 0.5) * step
+    first = jnp.floor(centre.min(-1) - 2 * jnp.maximum(step[..., 0], 1.0))
+    first = jnp.clip(first, 0, extent - window).astype(jnp.int32)
+    pixel = (first[..., None] + jnp.arange(window) + 0.5)[..., None, :]
+    weight = cubic_kernel((pixel - centre[..., None]) / jnp.maximum(step, 1.0)[..., None], a=-0.5)
+    begin, end = (edge[..., None, None, None] for edge in (start, start + length))
+    weight = jnp.where((pixel > begin) & (pixel < end), weight, 0.0)
+    return weight / weight.sum(-1, keepdims=True), first
 
 
 def band_order(name: str, gsds: Sequence[int], bands: Sequence[str]) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ class Stack(nnx.Module):
     """`depth` blocks of the same shape, run one after another.
 
     Args:
-        make_block: rngs -> block, a module called as `block(x, drop, key)`.
+        make_block: rngs -> block, a module called as `block(x, drop, key, *shared)`.
         depth: number of blocks.
         rngs: source of the initial values, a fresh key per block.
         drop_path: drop rate of the last block; rates grow linearly from 0 at the first.
@@ -55,13 +55,13 @@ class Stack(nnx.Module):
         drop_path: float = 0.0,
         remat: str = "none",
     ):
-        self.blocks = _stacked(make_block, depth, rngs)
+        self.blocks = stacked(make_block, depth, rngs)
         self.depth = depth
         self.drop_path = drop_path
         self.policy = remat_policy(remat)
 
     def __call__(
-        self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None, *, every: bool = False
+        self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None, *, every: bool = False, shared: tuple = ()
     ) -> tuple[Float[Array, "b n d"], Any]:
         """Run all blocks.
 
@@ -69,26 +69,56 @@ class Stack(nnx.Module):
             x: tokens.
             key: randomness of drop path; None runs deterministically.
             every: also return the output of every block, (depth, b, n, d).
+            shared: what every block is given besides, such as a mask.
         """
-        graphdef, stacked = nnx.split(self.blocks)
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         keys = None if key is None or not self.drop_path else jax.random.split(key, self.depth)
-
-        def body(x, layer):
-            state, rate, layer_key = layer
-            x = nnx.merge(graphdef, state)(x, rate, layer_key)
-            return x, (x if every else None)
-
-        if self.policy is not None:
-            body = jax.checkpoint(body, policy=self.policy, prevent_cse=False)
-        return jax.lax.scan(body, x, (stacked, rates, keys))
+        graphdef, state = nnx.split(self.blocks)
+        return scan_blocks(graphdef, state, x, rates, keys, self.policy, every=every, shared=shared)
 
 
-def _stacked(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+def scan_blocks(
+    graphdef: nnx.GraphDef,
+    state: Any,
+    x: Any,
+    rates: Any,
+    keys: Any,
+    policy: Callable | None,
+    *,
+    every=False,
+    shared=(),
+) -> tuple[Any, Any]:
+    """Run blocks one after another, each on the result of the one before.
+
+    Args:
+        graphdef, state: of a block whose parameters are stacked (`stacked`, split by NNX).
+        x: what the first block takes.
+        rates, keys: drop rate and random key (None: deterministic) of every block, stacked.
+        policy: what the backward pass keeps (`remat_policy`).
+        every: also return the output of every block.
+        shared: further arguments of every block.
+    """
+
+    def body(x, layer):
+        state, rate, key = layer
+        x = nnx.merge(graphdef, state)(x, rate, key, *shared)
+        return x, (x if every else None)
+
+    if policy is not None:
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.lax.scan(body, x, (state, rates, keys))
+
+
+def stacked(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """A block whose parameters are those of `depth` blocks, stacked, their axis names led by "layers"."""
-    keys = jax.random.split(rngs.params(), depth)
-    graphdef, single = nnx.split(nnx.eval_shape(lambda: make_block(nnx.Rngs(0))))
-    values = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make_block(nnx.Rngs(params=key)))))(keys)
+    made: list[tuple[nnx.GraphDef, nnx.State]] = []
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        made.append(nnx.split(make_block(nnx.Rngs(params=key))))  # traced once; kept for the names of the axes
+        return nnx.to_pure_dict(made[0][1])
+
+    values = jax.vmap(draw)(jax.random.split(rngs.params(), depth))
+    graphdef, single = made[0]
     flat = dict(nnx.to_flat_state(nnx.State(values)))
     state = [
         (path, nnx.Param(flat[path], axes=("layers", *variable.get_metadata()["axes"])))

@@ -1,10 +1,14 @@
 """Where a logical axis of a parameter lives on the mesh: one table and its resolver."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from jax.sharding import PartitionSpec
 
-RULES: tuple[tuple[str, str], ...] = (
+RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
+    ("regions", ("data", "fsdp", "tensor")),
+    ("regions", "data"),
+    ("regions", "fsdp"),
     ("heads", "tensor"),
     ("mlp", "tensor"),
     ("prototypes", "tensor"),
@@ -14,7 +18,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("mlp", "fsdp"),
     ("heads", "fsdp"),
 )
-"""(logical name, mesh axis), the most wanted first.
+"""(logical name, mesh axis or axes together), the most wanted first.
 
 A name that is not listed (layers, head_dim, qkv, patch, modality, tokens, queries ...) is replicated: these axes are
 short, or every device needs all of them at once.
@@ -25,7 +29,7 @@ def resolve(
     names: Sequence[str | None],
     shape: Sequence[int],
     mesh_shape: Mapping[str, int],
-    rules: Sequence[tuple[str, str]] = RULES,
+    rules: Sequence[tuple[str, str | tuple[str, ...]]] = RULES,
 ) -> PartitionSpec:
     """Choose a mesh axis for each dimension of one array.
 
@@ -43,13 +47,20 @@ def resolve(
     """
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} logical names {tuple(names)} for an array of shape {tuple(shape)}")
-    chosen: list[str | None] = [None] * len(shape)
-    for name, axis in rules:
-        size = mesh_shape.get(axis, 1)
-        if size == 1 or axis in chosen:
+    chosen: list[str | tuple[str, ...] | None] = [None] * len(shape)
+    taken: set[str] = set()
+    for name, target in rules:
+        axes = tuple(axis for axis in _axes(target) if mesh_shape.get(axis, 1) > 1)
+        size = math.prod(mesh_shape[axis] for axis in axes)
+        if not axes or taken.intersection(axes):
             continue
         for dimension, length in enumerate(shape):
             if names[dimension] == name and chosen[dimension] is None and length % size == 0:
-                chosen[dimension] = axis
+                chosen[dimension] = axes[0] if len(axes) == 1 else axes
+                taken.update(axes)
                 break
     return PartitionSpec(*chosen)
+
+
+def _axes(target: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (target,) if isinstance(target, str) else target

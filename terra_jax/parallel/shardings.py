@@ -17,13 +17,14 @@ def logical_axes(module: nnx.Module) -> dict[str, Any]:
     """Names of every parameter's dimensions, as a nested dict like the parameters.
 
     Args:
-        module: concrete or abstract module whose `nnx.Param`s carry `out_sharding`; one without has no names.
+        module: concrete or abstract module whose `nnx.Param`s carry `axes` (`nn.linear.parameter`); one without has no
+            names.
     """
     return _nested(nnx.state(module, nnx.Param), lambda variable: _names(variable))
 
 
 def _names(variable: nnx.Variable) -> AxisNames:
-    names = variable.get_metadata().get("out_sharding")
+    names = variable.get_metadata().get("axes")
     return (None,) * len(variable.shape) if names is None else tuple(names)
 
 

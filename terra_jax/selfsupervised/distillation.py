@@ -26,6 +26,33 @@ def cross_entropy_of_views(
     return (loss.mean(0) * pairs).sum() / pairs.sum()
 
 
+def cross_entropy(
+    targets: Float[Array, "*b k"], logits: Float[Array, "*b k"], temperature: float
+) -> Float[Array, "*b"]:
+    """-sum_k p_k log q_k of each row.
+
+    Args:
+        targets: probabilities p.
+        logits: q is their softmax.
+        temperature: of that softmax.
+    """
+    logits = logits / temperature
+    return jax.nn.logsumexp(logits, axis=-1) - (targets * logits).sum(-1)
+
+
+def centred(
+    logits: Float[Array, "*b k"], centre: Float[Array, " k"], temperature: Float[Array, ""] | float
+) -> Float[Array, "*b k"]:
+    """Teacher probabilities, softmax((z - c) / tau) (DINO).
+
+    Args:
+        logits: raw teacher logits z.
+        centre: their running mean c.
+        temperature: tau.
+    """
+    return jax.nn.softmax((logits - centre) / temperature, axis=-1)
+
+
 def dual_centred(
     logits: Float[Array, "*b k"],
     centre: Float[Array, " k"],

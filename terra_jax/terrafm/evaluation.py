@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float
 from data_pipelines.modalities import SCENE_CLASSES
 from terra_jax.evaluation.features import extract_features
 from terra_jax.evaluation.knn import band_statistics, evaluate_knn, standardised
+from terra_jax.evaluation.table import Scores
 from terra_jax.terrafm.model import STEMS
 from terra_jax.terrafm.objective import standardised_views
 from terra_jax.training.objective import Bind, Params
@@ -20,8 +20,6 @@ CLOUDY = 0.3
 """Cloud fraction from which a tile counts as cloudy."""
 
 Batch = Mapping[str, np.ndarray]
-Scores = dict[str, list[dict[str, Any]]]
-"""Input set ("S2L2A", "S2L2A+S1RTC", "S2L2A, cloudy" ...) -> what `knn.evaluate_knn` returns."""
 
 
 class LandCoverKNN:
@@ -129,13 +127,3 @@ def input_sets(modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
     radar = [name for name in modalities if name.startswith("S1")]
     fused = {f"{optical[0]}+{radar[0]}": (optical[0], radar[0])} if optical and radar else {}
     return {**fused, **{name: (name,) for name in modalities}}
-
-
-def figures(scores: Scores) -> dict[str, float]:
-    """Scores as flat figures: "S2L2A/0.01/accuracy"."""
-    return {
-        f"{name}/{score['fraction']:g}/{figure}": score[figure]
-        for name, results in scores.items()
-        for score in results
-        for figure in ("accuracy", "macro_accuracy")
-    }

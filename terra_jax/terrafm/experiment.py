@@ -17,11 +17,11 @@ from data_pipelines.loader import one_pass
 from data_pipelines.recipes.terrafm import TerraFMRecipe, TileRecipe
 from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
-from terra_jax.evaluation.knn import FRACTIONS
 from terra_jax.evaluation.report import report_png
+from terra_jax.evaluation.table import Scores, figures, scores_at
 from terra_jax.nn.initialisation import abstract, initial_params
 from terra_jax.nn.precision import compute_dtype
-from terra_jax.terrafm.evaluation import LandCoverKNN, Scores, figures
+from terra_jax.terrafm.evaluation import LandCoverKNN
 from terra_jax.terrafm.objective import TerraFMObjective, standardised_views
 from terra_jax.terrafm.variants import VARIANTS
 from terra_jax.training.data import open_data, training_indices, training_stream
@@ -190,7 +190,7 @@ def _report(
         baselines = knn.baselines(bind)
         result = {"knn": {"headline": knn.headline, "scores": scores, "baselines": baselines}}
         drawn_baselines = {name: values[knn.headline] for name, values in baselines.items()}
-        earlier = [_scores_at(row, knn.headline) for row in report["evaluations"] if float(row["step"]) < config.steps]
+        earlier = [scores_at(row, knn.headline) for row in report["evaluations"] if float(row["step"]) < config.steps]
         evaluations = [*earlier, {"step": config.steps, "scores": scores[knn.headline]}]
     images, features = _pictures(source, objective, config.data.tile, bind, teacher)
     if jax.process_index() == 0:
@@ -205,20 +205,6 @@ def _report(
             note=reason,
         )
     return result
-
-
-def _scores_at(row: Mapping[str, Any], inputs: str) -> dict[str, Any]:
-    """A row of evaluations.csv as the report draws it."""
-    return {
-        "step": int(float(row["step"])),
-        "scores": [
-            {
-                "fraction": fraction,
-                **{name: float(row[f"knn/{inputs}/{fraction:g}/{name}"]) for name in ("accuracy", "macro_accuracy")},
-            }
-            for fraction in FRACTIONS
-        ],
-    }
 
 
 def _pictures(source: Source, objective: TerraFMObjective, tile: int, bind: Bind, params: Params):

@@ -89,6 +89,7 @@ def build(objective: Objective, optimiser: AdamW, mesh: Mesh, *, accumulation: i
         module = nnx.eval_shape(lambda: objective.build(nnx.Rngs(0)))
         graphdef, _ = nnx.split(module, nnx.Param)
         axes = shardings.logical_axes(module)
+    extra_axes = dict(getattr(objective, "extra_axes", {}))
     transform = optimiser.transform(axes, objective.frozen)
 
     def bind(params: Params) -> nnx.Module:
@@ -119,6 +120,7 @@ def build(objective: Objective, optimiser: AdamW, mesh: Mesh, *, accumulation: i
     batch_sharding = shardings.batch_sharding(mesh)
     placed = shardings.parameter_shardings(axes, abstract["params"], mesh)
     layout = shardings.mirrored_shardings(abstract, abstract["params"], placed, mesh)
+    layout["extra"] |= shardings.parameter_shardings(extra_axes, {k: abstract["extra"][k] for k in extra_axes}, mesh)
     return Program(
         abstract_state=jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, layout

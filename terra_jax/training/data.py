@@ -15,13 +15,15 @@ from terra_jax.training.experiment import BatchStream
 def open_data(config: ConfigDict) -> Source:
     """The source that a config names, with the modalities of the run."""
     data = config.data
+    made = data.source in ("procedural", "procedural_series")
     source = open_source(
         data.source,
         path=data.path,
         modalities=tuple(data.modalities),
-        tile=data.tile if data.source == "procedural" else None,
-        samples=data.samples if data.source == "procedural" else None,
+        tile=data.tile if made else None,
+        samples=data.samples if made else None,
         seed=config.seed,
+        frames=data.frames.to_dict() if "frames" in data else None,
     )
     return CachedSource(source) if data.cache else source
 

@@ -20,6 +20,9 @@ class Objective(Protocol):
 
     The trainer shards, accumulates, differentiates, clips, saves and restores without knowing more than this.
     Nothing here may keep state: whatever the next step depends on lives in `params` or `extra`.
+
+    An objective may also have `extra_axes`, entry of `extra` -> logical names of that array's dimensions, by which it
+    lies on the mesh as parameters do; without a name, what mirrors no parameter is on every device.
     """
 
     @property

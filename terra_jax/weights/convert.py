@@ -42,11 +42,13 @@ class Part:
         weights: How its parameters and the file correspond.
         template: Gives the parameters as a nested dict of ShapeDtypeStructs, without building them.
         fresh: Gives initialised parameters, for those that a file lacks; traced by `jax.jit`.
+        path: Where the module that an objective trains holds it, attributes with slashes; default the part's name.
     """
 
     weights: WeightMap
     template: Callable[[], Params]
     fresh: Callable[[], Params] | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,15 @@ def convert(
     """
     target = Path(target)
     paths = parse_sources(sources, tuple(spec.parts))
-    targets = _targets(target, tuple(spec.parts))
-    for path in targets.values():
+    files = targets(target, tuple(spec.parts))
+    for path in files.values():
         _check_target(path, overwrite)
     if is_weight_file(target):
         cached = load_workdir and lru_cache(maxsize=1)(load_workdir)
         for part, path in paths.items():
             state, report = _exported(spec, part, path, _chosen(spec, weights), cached)
-            save_state(targets[part], state)
-            log(f"{report}\n  -> {targets[part]}")
+            save_state(files[part], state)
+            log(f"{report}\n  -> {files[part]}")
     else:
         loaded, reports = load_parts(spec, paths, weights, load_workdir)
         options = {name: value for report in reports for name, value in report.options.items()}
@@ -219,7 +221,7 @@ def _preferring(weight_map: WeightMap, weights: str) -> WeightMap:
     return WeightMap(*weight_map.rows, training_only=weight_map.training_only, wrappers=wrappers)
 
 
-def _targets(target: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+def targets(target: Path, parts: tuple[str, ...]) -> dict[str, Path]:
     """Where each part is written: one file a part, or one folder for all."""
     if not is_weight_file(target) or len(parts) == 1:
         return dict.fromkeys(parts, target)

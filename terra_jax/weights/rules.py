@@ -45,6 +45,8 @@ class Rule:
         layout: How PyTorch's tensor is arranged in JAX, an einops pattern without the "layers" axis; None: alike.
         sizes: Lengths of axes that the JAX array does not show by itself.
         optional: Public files may lack it; it is then initialised.
+        beside: Some files have it beside the keys of the public class: it is read where it is found, initialised where
+            not, and neither written nor counted.
     """
 
     torch: str
@@ -52,6 +54,7 @@ class Rule:
     layout: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
+    beside: bool = False
 
     def torch_shape(self, jax_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one PyTorch tensor, from the shape of the JAX array."""
@@ -191,12 +194,13 @@ def misfit(held: Mapping[str, tuple[int, ...]], template: Params) -> str:
     return ""
 
 
-def table(weights: WeightMap, template: Params) -> dict[str, Entry]:
+def table(weights: WeightMap, template: Params, beside: bool = False) -> dict[str, Entry]:
     """Spells a map out for one model: every PyTorch key, in the public order.
 
     Args:
         weights: The map.
         template: The model's parameters as a nested dict of arrays or ShapeDtypeStructs.
+        beside: Whether to include the keys that only some files have beside those of the public class.
 
     Raises:
         ValueError: The map is no bijection between the template's parameters, training-only ones apart, and the keys.
@@ -204,6 +208,7 @@ def table(weights: WeightMap, template: Params) -> dict[str, Entry]:
     leaves = flatten_params(template)
     rows = [row for row in weights.rows if not isinstance(row, Ignored)]
     _check_paths(weights, [row for row in rows if isinstance(row, Rule)], leaves)
+    rows = [row for row in rows if beside or not (isinstance(row, Rule) and row.beside)]
     entries: dict[str, Entry] = {}
     for row, index in _ordered(rows, leaves):
         key = _at(row.torch, index)
@@ -243,8 +248,14 @@ def _ordered(rows: list[KeyRow], leaves: Mapping[str, Any]) -> Iterator[tuple[Ke
         longest = max((n for n in lengths if n is not None), default=0)
         if not longest:
             raise ValueError(f"the weight map has no rule beside {members[0].torch} that tells the number of blocks")
-        for i in range(longest):
-            yield from ((row, i) for row, n in zip(members, lengths, strict=True) if i < (longest if n is None else n))
+        keyed = [(row, i) for row, n in zip(members, lengths, strict=True) for i in range(longest if n is None else n)]
+        yield from sorted(keyed, key=lambda entry: _block_number(entry[0].torch, entry[1]))  # stable: rows in order
+
+
+def _block_number(pattern: str, index: int) -> int:
+    """The block that layer `index` of a pattern is."""
+    match = INDEX.search(pattern)
+    return int(match[1] or 1) * index + int(match[2] or 0) if match else index
 
 
 def _at(pattern: str, index: int | None) -> str:

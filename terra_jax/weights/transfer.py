@@ -37,7 +37,7 @@ class Report:
         parameters: The number of parameters in them, tied ones counted once.
         fresh: JAX parameters that no key filled and that were initialised.
         absent: Optional parameters that the file lacks and that were not written to another one either.
-        left_out: JAX parameters that are for training only and were not written.
+        left_out: JAX parameters that the public class has no place for, which were not written.
         aside: Keys of the file that were not used.
         cast: Types of the file other than the model's, which were converted.
         options: Options of the model that its weights imply, for whoever builds it.
@@ -88,7 +88,7 @@ def import_params(
     Raises:
         WeightsError: Keys are missing, left over or of another shape or type, tied ones differ, or a buffer is another.
     """
-    entries = table(weights, template)
+    entries = table(weights, template, beside=True)
     state, aside = _fitted(weights, entries, state)
     present = _filled(entries, state)
     leaves = {
@@ -117,7 +117,8 @@ def export_state(
     """
     entries = table(weights, params)
     leaves = flatten_params(params)
-    left_out = tuple(path for path in leaves if weights.is_training_only(path))
+    beside = [row.jax for row in weights.rows if isinstance(row, Rule) and row.beside]
+    left_out = tuple(path for path in leaves if weights.is_training_only(path) or path in beside)
     state = {
         key: LazyTensor(entry.shape, entry.dtype, partial(_produce, entry, entries, leaves), source, entry.twin or key)
         for key, entry in entries.items()
@@ -158,7 +159,7 @@ def _fitted(weights: WeightMap, entries: Mapping[str, Entry], state: State) -> t
     """Unwraps a file's state dict, drops what is to be ignored, and refuses it unless the rest fits exactly."""
     source = next((tensor.source for tensor in state.values()), "the state dict") or "the state dict"
     inner, aside = unwrap(state, entries, weights.wrappers)
-    patterns = [row.torch for row in weights.rows if isinstance(row, Ignored)]
+    patterns = [row.torch for row in weights.rows if isinstance(row, Ignored) or (isinstance(row, Rule) and row.beside)]
     ignored = [key for key in inner if key not in entries and any(fnmatchcase(key, pattern) for pattern in patterns)]
     inner = {key: tensor for key, tensor in inner.items() if key not in ignored}
     filled = _filled(entries, inner)
@@ -179,7 +180,7 @@ def _fitted(weights: WeightMap, entries: Mapping[str, Entry], state: State) -> t
 
 def _may_lack(entry: Entry, filled: set[str]) -> bool:
     """Whether a file may lack a key: a buffer, or an optional parameter of which it has no layer."""
-    if isinstance(entry.row, Rule) and entry.row.optional:
+    if isinstance(entry.row, Rule) and (entry.row.optional or entry.row.beside):
         return entry.row.jax not in filled
     return isinstance(entry.row, Fixed) or (isinstance(entry.row, Tied) and entry.row.optional)
 

@@ -28,6 +28,10 @@ def same(left: Sample, right: Sample) -> bool:
 def same_raster(left: Raster, right: Raster) -> bool:
     if left.unit is not right.unit or list(left.grids) != list(right.grids) or not _same_array(left.time, right.time):
         return False
+    if list(left.frames) != list(right.frames) or not all(
+        _same_array(fact, right.frames[name]) for name, fact in left.frames.items()
+    ):
+        return False
     return all(_same_array(grid, right.grids[gsd]) for gsd, grid in left.grids.items())
 
 
@@ -49,7 +53,7 @@ def rasters(draw, name: str, pixels: int) -> Raster:
     lead = () if frames is None else (frames,)
     arrays = {}
     for gsd, bands in grids.items():
-        side = -(-pixels // (gsd // 10))
+        side = -(-pixels // (gsd // 10)) * (1 if table.detail == 1 else 2)  # finer, not 32 times: only for a test
         array = rng.normal(0, 50, (*lead, len(bands), side, side)).astype(table.dtype)
         if array.dtype.kind == "f" and draw(st.booleans()):
             array.reshape(-1)[0] = np.nan
@@ -58,6 +62,8 @@ def rasters(draw, name: str, pixels: int) -> Raster:
     time = [None, np.datetime64(seconds, "s")][draw(st.integers(0, 1))]
     if frames is not None:
         time = (seconds + np.arange(frames)).astype("datetime64[s]")
+        facts = {"cloud_fraction": rng.random(frames, dtype=np.float32), "ascending": rng.random(frames) < 0.5}
+        return Raster(arrays, table.unit, time, facts if draw(st.booleans()) else {})
     return Raster(arrays, table.unit, time)
 
 

@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+from terra_jax import registry
+from terra_jax.training.config import load_config
+from tools import ablation
+
 TINY = {
     "steps": 2, "batch_size": 8, "data.samples": 900, "data.tile": 24, "data.cache": False,
     "views.global_size": 16, "views.local_size": 8, "views.local_views": 1, "objective.prototypes": 32,
@@ -31,3 +35,21 @@ def test_bad_options_are_refused_in_one_line(tmp_path, repository):
     result = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: unknown config key 'stps'; did you mean steps")
+
+
+@pytest.mark.parametrize(
+    ("family", "rung"), [(family, rung) for family, rungs in ablation.LADDER.items() for rung in rungs]
+)
+def test_every_rung_is_a_run(family, rung):
+    few = ["data.samples=60", "data.cache=false", "evaluation.bank=0"]
+    config = load_config(f"{family}/nano", [*few, *ablation.LADDER[family][rung]])
+    assert registry.experiment(config).objective.steps == config.steps
+
+
+def test_the_table_has_a_line_for_each_rung_and_baseline():
+    sets = ablation.INPUTS["skysense"]
+    scores = {name: [{"fraction": f, "accuracy": f / 2} for f in (0.01, 1.0)] for name in sets}
+    runs = [{"scores": scores, "baselines": {"random encoder": scores}}] * 2
+    lines = ablation.table({"everything": runs}, sets).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["kNN accuracy, %", "everything", "random encoder"]
+    assert lines[1].count("50.0 +- 0.0") == len(sets)

@@ -40,12 +40,24 @@ def test_quick_run_of_the_tokenizers(repository, torch, tmp_path):
     assert "remat" not in done.stdout and "python" not in result
 
 
+@pytest.mark.slow
+def test_quick_run_of_skysense(repository, torch, tmp_path):
+    done = run(repository, "skysense", "--quick", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "figures.json").read_text())
+    for name in ("fusion", "stages"):
+        row = result["rows"][name]
+        assert all(row[figure][side] > 0 for figure in ("seconds", "peak_bytes") for side in ("torch", "jax"))
+        assert row["ratio"]["median"] > 0 and name in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--rows", "backward"], "unknown row 'backward'"),
         (["tokenizers", "--rows", "step"], "unknown row 'step'; choose from encode1, encode8, decode1"),
         (["tokenizers", "--size", "large"], "--size: tokenizers has no large; choose from nano, base"),
+        (["skysense", "--size", "base"], "--size: skysense has no base; choose from nano, huge"),
         (["--pairs", "0"], "--pairs must be at least 1"),
         (["--json", "/no/such/folder/x.json"], "make it first"),
         (["--torch-python", "/no/such/python"], "/no/such/python"),

@@ -115,7 +115,7 @@ class ProceduralEarth:
         }
         attributes = {"sun_zenith": round(seen.sun_zenith, 2)}
         if wanted & (_OPTICAL | _RADAR):
-            surface = cover_ground(layer_rng(self.seed, i, "surface"), place, land, seen)
+            surface = cover_ground(layer_rng(self.seed, i, "surface"), place, land, seen.season)
         if wanted & _RADAR:
             radar = render_radar(layer_rng(self.seed, i, "radar"), place, land, surface, seen, wanted & _RADAR)
             made |= {name: ({10: image[:, :tile, :tile].copy()}, seen.radar_time) for name, image in radar.items()}

@@ -5,8 +5,14 @@ from scipy.special import ndtri
 
 from data_pipelines.hashing import hash_ints, to_unit
 
-LAYERS = ("acquisition", "terrain", "pattern", "surface", "spectra", "weather", "sensor", "radar")
-"""Independent streams of one sample: what a layer draws does not depend on which other layers are rendered."""
+LAYERS = (
+    "acquisition", "terrain", "pattern", "surface", "spectra", "weather", "sensor", "radar",
+    "passes", "skies", "optics", "echoes", "image",
+)  # fmt: skip
+"""Independent streams of one sample: what a layer draws does not depend on which other layers are rendered.
+
+The second row serves series and images of very high resolution. New layers come last: a stream is known by its place.
+"""
 
 
 def layer_rng(seed: int, index: int, layer: str) -> np.random.Generator:

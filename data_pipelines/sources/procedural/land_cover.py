@@ -39,6 +39,7 @@ class LandCover:
         drift: (2, m, m) very smooth fields of unit variance, which bend fields and roads.
         fields: farm parcels, if there are crops.
         blocks: town blocks, if there is built-up land.
+        district: level of `drift[0]` above which parcels have their second orientation.
     """
 
     classes: np.ndarray
@@ -50,6 +51,7 @@ class LandCover:
     drift: np.ndarray
     fields: Parcels | None
     blocks: Parcels | None
+    district: np.float32
 
 
 class _Cutter:
@@ -104,13 +106,14 @@ def map_land_cover(rng: np.random.Generator, place: Place, terrain: Terrain, til
         cutter.take(BARE, counts[BARE], -shore + patches[1])
     near_valley = -0.012 * np.minimum(terrain.channel, 120)
     cutter.take(BUILT, counts[BUILT], near_valley + patches[2] - 0.4 * height)
-    fields, blocks = _divide(rng, place, drift, counts)
+    fields, blocks, district = _divide(rng, place, drift, counts)
     if fields is not None:
         cutter.take(CROPS, counts[CROPS], _by_parcel(rng, fields, 0.9 * patches[4] - 0.7 * height))
     cutter.take(TREES, counts[TREES], patches[5] + 0.35 * patches[3] + (0.3 if place.relief > 30 else -0.3) * height)
     if place.water_kind != COAST:
         cutter.take(BARE, counts[BARE], patches[1] + 0.6 * height)
-    return LandCover(cutter.classes, elevation, *slopes(elevation), shore, patches, drift, fields, blocks)
+    rise = slopes(elevation)
+    return LandCover(cutter.classes, elevation, *rise, shore, patches, drift, fields, blocks, district)
 
 
 def _shore(place: Place, terrain: Terrain, patches: np.ndarray) -> np.ndarray:
@@ -139,10 +142,11 @@ def _pour(place: Place, terrain: Terrain, shore: np.ndarray, water: np.ndarray) 
 
 def _divide(
     rng: np.random.Generator, place: Place, drift: np.ndarray, counts: np.ndarray
-) -> tuple[Parcels | None, Parcels | None]:
-    """Parcels of farms and towns; where people farm, pastures and woods have parcels too."""
+) -> tuple[Parcels | None, Parcels | None, np.float32]:
+    """Parcels of farms and towns, and the level of their district; where people farm, pastures and woods have some."""
     climate = place.climate
-    district = drift[0] > np.float32(rng.normal(0, 0.7))
+    level = np.float32(rng.normal(0, 0.7))
+    district = drift[0] > level
     width = float(np.clip(climate.field / 10 * np.exp(rng.normal(0, 0.4)), 3.5, 70))
     aspect, crooked = rng.uniform(1.2, 3.5), rng.uniform(0.25, 1.0)
     pivots = counts[CROPS] > 0 and place.aridity > 0.5 and width > 12 and rng.random() < 0.35
@@ -154,7 +158,7 @@ def _divide(
     if counts[BUILT]:
         block, aspect, crooked = rng.uniform(5, 9), rng.uniform(1.0, 2.0), rng.uniform(0.3, 1.0)
         blocks = make_parcels(rng, drift[::-1], district, block, aspect=aspect, irregularity=crooked)
-    return fields, blocks
+    return fields, blocks, level
 
 
 def _by_parcel(rng: np.random.Generator, parcels: Parcels, suitability: np.ndarray) -> np.ndarray:

@@ -26,12 +26,29 @@ def fractal_fields(
         (count, size, size) float32.
     """
     side = scipy.fft.next_fast_len(size + max(4, size // 4))
+    return periodic_fields(rng, count, side, beta, outer, stretch)[:, :size, :size]
+
+
+def periodic_fields(
+    rng: np.random.Generator, count: int, side: int, beta: float, outer: float, stretch: float = 1.0
+) -> np.ndarray:
+    """Fields as `fractal_fields` makes them, whole: opposite edges match.
+
+    Args:
+        rng: source of chance.
+        count: number of fields, even.
+        side: nodes.
+        beta, outer, stretch: see `fractal_fields`.
+
+    Returns:
+        (count, side, side) float32.
+    """
     k = np.fft.fftfreq(side).astype(np.float32) * np.float32(2 * np.pi)
     power = ((k * np.float32(stretch))[:, None] ** 2 + k[None] ** 2 + np.float32(1 / outer**2)) ** np.float32(-beta / 2)
     power[0, 0] = 0
     amplitude = np.sqrt(power * (side**2 / power.sum()), dtype=np.float32) * np.float32(side)
     white = rng.standard_normal((count // 2, side, side, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    field = scipy.fft.ifft2(white * amplitude, overwrite_x=True)[:, :size, :size]
+    field = scipy.fft.ifft2(white * amplitude, overwrite_x=True)
     return np.concatenate([field.real, field.imag])
 
 

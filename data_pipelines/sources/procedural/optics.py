@@ -56,7 +56,7 @@ def fraction_stack(
         weather: clouds, cirrus, haze.
         seen: sun.
     """
-    light = _illumination(place, terrain, land, weather, seen)
+    light = illumination(place, terrain, land, seen, weather.light)
     light *= 1 + surface.texture * (np.float32(0.03) + np.float32(0.10) * surface.visible[spectra.TREE])
     clear = np.ones_like(light)
     over: dict[int, np.ndarray] = {_AIR: clear}
@@ -101,7 +101,7 @@ def take_pictures(
         tile: side of the tile, pixels.
         wanted: modalities; what is none of Sentinel-2's is left alone.
     """
-    palette = spectra.reflectance_palette(spectrum, place, seen.leaves, seen.warmth)
+    palette = spectra.draw_palette(spectrum, place).at(seen.leaves, seen.warmth)
     whole = bool(wanted & {"S2L1C", "S2L2A"})
     stacks = native_stacks(stack.fractions, whole)
     noise = sensor_noise(sensor, tile, tuple(stacks))
@@ -109,7 +109,7 @@ def take_pictures(
     if "S2L1C" in wanted:
         made["S2L1C"] = render("S2L1C", toa_table(palette, place, weather, seen)[:, stack.rows], stacks, noise)
     if wanted & {"S2L2A", "S2RGB", "NDVI"}:
-        surface = render("S2L2A", boa_table(spectrum, palette, weather)[:, stack.rows], stacks, noise)
+        surface = render("S2L2A", boa_table(spectrum, palette, weather.aerosol)[:, stack.rows], stacks, noise)
         made["S2L2A"] = surface
         if "S2RGB" in wanted:
             made["S2RGB"] = {10: colour_composite(surface[10])}
@@ -118,16 +118,26 @@ def take_pictures(
     return made
 
 
-def _illumination(place: Place, terrain: Terrain, land: LandCover, weather: Weather, seen: Acquisition) -> np.ndarray:
-    """Light on the ground over light on level ground in the open."""
+def illumination(
+    place: Place, terrain: Terrain, land: LandCover, seen: Acquisition, under_clouds: np.ndarray | None = None
+) -> np.ndarray:
+    """(m, m) light on the ground over light on level ground in the open.
+
+    Args:
+        place: relief decides whether cast shadows are worth a look.
+        terrain: coarse relief.
+        land: slopes, water surfaces flat.
+        seen: sun.
+        under_clouds: (m, m) sunlight that clouds leave.
+    """
     zenith, azimuth = np.deg2rad(seen.sun_zenith), np.deg2rad(seen.sun_azimuth)
     run_east, run_north = (np.float32(np.tan(zenith) * part) for part in (np.sin(azimuth), np.cos(azimuth)))
     direct = 1 - run_east * land.east - run_north * land.north
     direct = np.clip(direct / np.sqrt(1 + land.east**2 + land.north**2), 0, 2.2)
     if place.relief > 25:
         direct = direct * cast_shadow(terrain.coarse, len(land.elevation), seen.sun_zenith, seen.sun_azimuth)
-    if weather.light is not None:
-        direct = direct * weather.light
+    if under_clouds is not None:
+        direct = direct * under_clouds
     return _DIRECT * direct + (1 - _DIRECT)
 
 
@@ -157,13 +167,13 @@ def toa_table(palette: np.ndarray, place: Place, weather: Weather, seen: Acquisi
     return table
 
 
-def boa_table(rng: np.random.Generator, palette: np.ndarray, weather: Weather) -> np.ndarray:
+def boa_table(rng: np.random.Generator, palette: np.ndarray, aerosol: float) -> np.ndarray:
     """Spectra of the stack after an imperfect atmospheric correction: (13, 14), B10 left at zero.
 
     The aerosol estimate is off by some, so that a little of the air's light remains or too much is taken away; haze
     and cirrus mostly stay.
     """
-    error = rng.normal(0.002, 0.004 + 0.025 * weather.aerosol)
+    error = rng.normal(0.002, 0.004 + 0.025 * aerosol)
     air = error * (_WAVE / 0.49) ** -1.6
     gain = 1 + rng.normal(0, 0.015) + rng.normal(0, 0.01, len(_WAVE))
     haze = 0.7 * (_WAVE / 0.55) ** -1.3

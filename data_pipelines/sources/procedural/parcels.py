@@ -6,6 +6,43 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Lattice:
+    """Where the lines of a partition run, at any resolution: strips, cut into parcels.
+
+    Attributes:
+        cosine, sine: (2,) float32 of the angles of the strips, outside and inside the district.
+        bend: pixels by which warp fields of unit variance move the lines.
+        origin: (across, along) position of the first strip's corner, pixels.
+        strip_of: whole pixels across -> number of the strip.
+        starts, widths, lengths, offsets: of each strip: pixels across, pixels along, and parts of a length.
+        per_strip: parcels that a strip may have.
+    """
+
+    cosine: np.ndarray
+    sine: np.ndarray
+    bend: np.float32
+    origin: tuple[np.float32, np.float32]
+    strip_of: np.ndarray
+    starts: np.ndarray
+    widths: np.ndarray
+    lengths: np.ndarray
+    offsets: np.ndarray
+    per_strip: int
+
+    def turned(
+        self, rows: np.ndarray, columns: np.ndarray, warp: np.ndarray, district: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions across and along the strips, pixels.
+
+        Args:
+            rows, columns: float32 positions, pixels; broadcast against each other.
+            warp: (2, y, x) smooth fields there.
+            district: (y, x) bool, which of the two orientations holds.
+        """
+        return _turn(rows, columns, warp, district, self.cosine, self.sine, self.bend)
+
+
+@dataclass(frozen=True)
 class Parcels:
     """A partition of a square into parcels.
 
@@ -14,12 +51,14 @@ class Parcels:
         count: parcels there may be; numbers lie below it.
         edge: (m, m) bool, pixels at a boundary.
         inside_circle: (m, m) bool, pixels of the circle inscribed in their parcel (for square parcels).
+        lattice: the lines.
     """
 
     ids: np.ndarray
     count: int
     edge: np.ndarray
     inside_circle: np.ndarray
+    lattice: Lattice
 
 
 def make_parcels(
@@ -43,15 +82,13 @@ def make_parcels(
     """
     m = district.shape[0]
     angle = rng.uniform(0, np.pi) + np.array([0.0, rng.normal(0.5, 0.5)])
-    cosine, sine = (np.where(district, *f(angle).astype(np.float32)[:, None, None]) for f in (np.cos, np.sin))
+    cosine, sine = (f(angle)[::-1].astype(np.float32) for f in (np.cos, np.sin))
     bend = np.float32(irregularity * (4 + 0.35 * width))
-    rows, columns = (
-        np.arange(m, dtype=np.float32)[:, None] + bend * warp[0],
-        np.arange(m, dtype=np.float32) + bend * warp[1],
-    )
-    u, v = columns * cosine + rows * sine, rows * cosine - columns * sine
-    u -= u.min()
-    v -= v.min()
+    pixels = np.arange(m, dtype=np.float32)
+    u, v = _turn(pixels[:, None], pixels, warp, district, cosine, sine, bend)
+    origin = u.min(), v.min()
+    u -= origin[0]
+    v -= origin[1]
     strips = int(u.max() / max(width * 0.4, 2.0)) + 2
     widths = np.maximum(np.rint(width * np.exp(0.35 * irregularity * rng.standard_normal(strips))), 2).astype(int)
     starts = np.concatenate([[0], np.cumsum(widths)])
@@ -69,7 +106,26 @@ def make_parcels(
     edge[:-1] |= ids[:-1] != ids[1:]
     across = (u - starts[strip].astype(np.float32)) / widths[strip].astype(np.float32) - np.float32(0.5)
     inside = across**2 + (along - order - np.float32(0.5)) ** 2 < np.float32(0.235)
-    return Parcels(ids, strips * per_strip, edge, inside)
+    lattice = Lattice(cosine, sine, bend, origin, strip_of, starts, widths, lengths, offsets, per_strip)
+    return Parcels(ids, strips * per_strip, edge, inside, lattice)
+
+
+def _turn(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    warp: np.ndarray,
+    district: np.ndarray,
+    cosines: np.ndarray,
+    sines: np.ndarray,
+    bend: np.float32,
+) -> tuple[np.ndarray, np.ndarray]:
+    first = bool(district.flat[0])
+    if (district == first).all():
+        cosine, sine = cosines[int(first)], sines[int(first)]
+    else:
+        cosine, sine = (np.where(district, pair[1], pair[0]) for pair in (cosines, sines))
+    rows, columns = rows + bend * warp[0], columns + bend * warp[1]
+    return columns * cosine + rows * sine, rows * cosine - columns * sine
 
 
 def road_network(rng: np.random.Generator, warp: np.ndarray, roads: int) -> np.ndarray:

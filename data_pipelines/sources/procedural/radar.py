@@ -11,7 +11,8 @@ from data_pipelines.sources.procedural.surface import Surface
 
 _LOOKS = 4.6  # equivalent number of looks of the ground-range product
 _RESPONSE = (1.0, 2.0, 2.0, 1.0)  # a 20 m resolution cell sampled at 10 m: neighbours correlate by 0.8, 0.4, 0.1
-_FLOOR = np.array([10**-2.45, 10**-2.65], np.float32)[:, None, None]  # noise-equivalent power of VV and VH
+FLOOR = np.array([10**-2.45, 10**-2.65], np.float32)[:, None, None]  # noise-equivalent power of VV and VH
+CELL = (0.25, 0.5, 0.25)  # the ground that a pixel gathers
 _RESIDUAL = 0.12  # of the slope effect in dB that terrain correction with a 30 m model leaves
 
 
@@ -32,20 +33,20 @@ def render_radar(
     """
     palette = spectra.backscatter_palette(rng, place, seen.warmth)
     power = (palette.T @ surface.cover.reshape(len(palette), -1)).reshape(2, *surface.cover.shape[1:])
-    power *= _texture(rng, land, surface)
-    power = smooth(power, (0.25, 0.5, 0.25))
-    speckle = _speckle(rng, power.shape)
-    slope = _slope_effect(land, seen)
+    power *= scattering_texture(rng, land, surface)
+    power = smooth(power, CELL)
+    speckle = make_speckle(rng, power.shape)
+    slope = slope_effect(land, seen)
     level = np.float32(np.cos(np.deg2rad(seen.incidence)))
     scale = {"S1GRD": slope * level, "S1RTC": slope ** np.float32(_RESIDUAL)}
     return {
-        name: (10 * np.log10((power * scale[name] + _FLOOR) * speckle)).astype(np.float16)
+        name: (10 * np.log10((power * scale[name] + FLOOR) * speckle)).astype(np.float16)
         for name in ("S1GRD", "S1RTC")
         if name in names
     }
 
 
-def _texture(rng: np.random.Generator, land: LandCover, surface: Surface) -> np.ndarray:
+def scattering_texture(rng: np.random.Generator, land: LandCover, surface: Surface) -> np.ndarray:
     """Power factor of structure that the fractions do not tell: tillage by field, corners in towns, crowns."""
     decibel = np.float32(0.5) * land.patches[2] + np.float32(0.4) * land.patches[5]
     decibel = decibel + (1 + surface.cover[spectra.TREE]) * np.float32(0.5) * surface.texture
@@ -59,7 +60,7 @@ def _texture(rng: np.random.Generator, land: LandCover, surface: Surface) -> np.
     return 10 ** (decibel * (1 - np.float32(0.7) * water) / np.float32(10))
 
 
-def _slope_effect(land: LandCover, seen: Acquisition) -> np.ndarray:
+def slope_effect(land: LandCover, seen: Acquisition) -> np.ndarray:
     """Power on a slope over power on level ground: a pixel facing the radar holds more ground (foreshortening).
 
     Ratio of the sines of the incidence angles in the plane of the beam, 9 dB at most.
@@ -71,7 +72,7 @@ def _slope_effect(land: LandCover, seen: Acquisition) -> np.ndarray:
     return np.clip(np.sin(level) / np.sin(local), 0.13, 8.0) * np.where(local > 1.40, np.float32(0.3), 1)
 
 
-def _speckle(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def make_speckle(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Unit-mean gamma speckle with the correlation of the resolution cell.
 
     A filtered normal field goes through the Wilson-Hilferty cube, which turns it into gamma to within a per cent.

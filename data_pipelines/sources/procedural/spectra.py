@@ -5,6 +5,8 @@ for these materials at the Sentinel-2 wavelengths; backscatter is gamma nought o
 30 to 45 degrees of incidence. They are starting points: every sample bends them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from data_pipelines.modalities import modality
@@ -53,21 +55,51 @@ def _mix(shares: dict[str, float]) -> np.ndarray:
     return sum(np.asarray(_REFLECTANCE[name], np.float32) * np.float32(s / total) for name, s in shares.items())  # type: ignore[return-value]
 
 
-def reflectance_palette(rng: np.random.Generator, place: Place, leaves: float, warmth: float) -> np.ndarray:
-    """This sample's spectra of `MATERIALS`: (10, 13) surface reflectance.
+@dataclass(frozen=True)
+class Palette:
+    """One sample's spectra of `MATERIALS`, as they change with the season.
+
+    Attributes:
+        base: (10, 13) surface reflectance, the rows of trees and snow unset.
+        bend: (10, 13) by which this sample's materials differ from the table's.
+        conifers: share of needle-leaved trees.
+        old_snow: parts of old snow to those of fresh snow.
+    """
+
+    base: np.ndarray
+    bend: np.ndarray
+    conifers: float
+    old_snow: float
+
+    def at(self, leaves: float, warmth: float) -> np.ndarray:
+        """(10, 13) surface reflectance.
+
+        Args:
+            leaves: share of the leaves that deciduous trees carry, 0 to 1.
+            warmth: degrees Celsius; old snow when it thaws.
+        """
+        deciduous = 1 - self.conifers
+        now = self.base.copy()
+        now[TREE] = _mix({"needleleaf": self.conifers, "broadleaf": deciduous * leaves + 1e-3,
+                          "leafless": deciduous * (1 - leaves)})  # fmt: skip
+        now[SNOW_COVER] = _mix(
+            {"fresh snow": float(np.clip(0.75 - 0.12 * (warmth + 2), 0.05, 1)), "old snow": self.old_snow}
+        )
+        return np.minimum(now * self.bend, np.float32(0.98))
+
+
+def draw_palette(rng: np.random.Generator, place: Place) -> Palette:
+    """This sample's spectra.
 
     Args:
         rng: of the layer "spectra".
         place: biome, aridity and kind of water.
-        leaves: share of the leaves that deciduous trees carry, 0 to 1.
-        warmth: degrees Celsius; old snow when it thaws.
     """
     conifers = float(np.clip(place.climate.conifers + rng.normal(0, 0.25), 0, 1))
     dry = place.aridity
     base = np.stack([
         _mix({"green canopy": 1.0, "broadleaf": rng.uniform(0, 0.6)}),
-        _mix({"needleleaf": conifers, "broadleaf": (1 - conifers) * leaves + 1e-3,
-              "leafless": (1 - conifers) * (1 - leaves)}),
+        np.zeros(len(BANDS), np.float32),
         _mix({"straw": 1.0, "leafless": rng.uniform(0.1, 1.0)}),
         _mix({"loam": rng.gamma(1.0), "red soil": rng.gamma(0.5), "sand": rng.gamma(0.1 + 0.7 * dry),
               "rock": rng.gamma(0.05 + 0.3 * dry + min(place.relief / 150, 1))}),
@@ -76,12 +108,13 @@ def reflectance_palette(rng: np.random.Generator, place: Place, leaves: float, w
         _mix({"asphalt": 1.0, "dark soil": rng.uniform(0, 0.3)}),
         _mix({"clear water": 1.0, "algal water": rng.gamma(0.5), "silt water": rng.gamma(0.2)}),
         _mix({"silt water": 1.0, "algal water": rng.gamma(0.3)}),
-        _mix({"fresh snow": float(np.clip(0.75 - 0.12 * (warmth + 2), 0.05, 1)), "old snow": rng.uniform(0.05, 0.5)}),
+        np.zeros(len(BANDS), np.float32),
     ])  # fmt: skip
+    old_snow = rng.uniform(0.05, 0.5)
     slope = np.log(WAVELENGTH / 0.8).astype(np.float32)
     bend = _SCATTER * rng.standard_normal(len(MATERIALS), dtype=np.float32)
     tilt = _TILT * rng.standard_normal(len(MATERIALS), dtype=np.float32)
-    return np.minimum(base * np.exp(bend[:, None] + tilt[:, None] * slope), np.float32(0.98))
+    return Palette(base, np.exp(bend[:, None] + tilt[:, None] * slope), conifers, old_snow)
 
 
 def backscatter_palette(rng: np.random.Generator, place: Place, warmth: float) -> np.ndarray:

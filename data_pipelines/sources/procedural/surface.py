@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.sources.procedural import spectra
-from data_pipelines.sources.procedural.acquisition import Acquisition
+from data_pipelines.sources.procedural.acquisition import Season
 from data_pipelines.sources.procedural.land_cover import LandCover
 from data_pipelines.sources.procedural.noise import smooth
 from data_pipelines.sources.procedural.parcels import Parcels, road_network
@@ -32,7 +32,8 @@ class Surface:
     """The ground as the sensors meet it.
 
     Attributes:
-        cover: (10, m, m) fractions of `spectra.MATERIALS`, summing to 1; what the radar meets.
+        cover: (10, ..., m, m) fractions of `spectra.MATERIALS`, summing to 1; what the radar meets. Between them the
+            shape of the season: () for one day, (days,) for many.
         visible: the same under seasonal snow; what the optical sensor meets.
         texture: (m, m) unit-variance detail at 10 m, such as crowns and their shadows.
     """
@@ -44,7 +45,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class _Plants:
-    """Fractions from 0 to 1, (m, m) each: canopy, green share of the rest, litter share of what is not green."""
+    """Fractions from 0 to 1, (..., m, m) each: canopy, green share of the rest, litter share of what is not green."""
 
     tree: np.ndarray
     green: np.ndarray
@@ -52,26 +53,26 @@ class _Plants:
     moist: np.ndarray  # dark, moist share of bare soil
 
 
-def cover_ground(rng: np.random.Generator, place: Place, land: LandCover, seen: Acquisition) -> Surface:
-    """Turn the map of a sample into materials.
+def cover_ground(rng: np.random.Generator, place: Place, land: LandCover, season: Season) -> Surface:
+    """Turn the map of a sample into materials, on one day or on many; the same ground but for the season.
 
     Args:
         rng: of the layer "surface".
         place: biome and aridity.
         land: classes, parcels, pattern fields.
-        seen: season.
+        season: one day, or many at once.
     """
     m = land.classes.shape[0]
     detail = smooth(rng.standard_normal((2, m, m), dtype=np.float32), (0.3, 0.75, 0.3)) / np.float32(0.75)
-    plants = _natural_plants(rng, place, land, seen, detail)
+    plants = _natural_plants(rng, place, land, season, detail)
     if land.fields is not None:
-        plants = _farm(rng, place, land, seen, plants, land.fields)
+        plants = _farm(rng, place, land, season, plants, land.fields)
     roads = int(rng.integers(0, 3)) + int(place.fractions[BUILT] > 0.05) if place.fractions[BUILT] > 0 else 0
     sealed = road_network(rng, land.drift, roads)
     roofs = np.where(detail[0] > 3.6 - 8 * place.climate.cover[4], np.float32(0.35), np.float32(0))  # lone houses
     if land.blocks is not None:
         plants, sealed, roofs = _town(rng, land, plants, sealed, roofs, land.blocks, detail)
-    cover = np.zeros((len(MATERIALS), m, m), np.float32)
+    cover = np.zeros((len(MATERIALS), *season.day.shape, m, m), np.float32)
     open_ground = np.maximum(1 - roofs - sealed, 0)
     cover[spectra.ROOF], cover[spectra.ASPHALT] = roofs, np.minimum(sealed, 1 - roofs)
     cover[spectra.TREE] = open_ground * plants.tree
@@ -83,21 +84,23 @@ def cover_ground(rng: np.random.Generator, place: Place, land: LandCover, seen: 
     cover[spectra.DARK_SOIL] = below * plants.moist
     cover[spectra.SOIL] = below - cover[spectra.DARK_SOIL]
     _flood_and_freeze(rng, place, land, cover)
-    return Surface(cover, _snowfall(rng, place, land, seen, cover), detail[1])
+    return Surface(cover, _snowfall(rng, place, land, season, cover), detail[1])
 
 
 def _natural_plants(
-    rng: np.random.Generator, place: Place, land: LandCover, seen: Acquisition, detail: np.ndarray
+    rng: np.random.Generator, place: Place, land: LandCover, season: Season, detail: np.ndarray
 ) -> _Plants:
     """Vegetation by class, varied by smooth fields and fine detail."""
     woody = place.climate.cover[1] * rng.uniform(0.1, 0.7)
     tree, tree_spread = np.zeros(10, np.float32), np.zeros(10, np.float32)
     tree[[TREES, RANGELAND, FLOODED, BUILT, CROPS]] = 0.95 - 0.3 * place.aridity, woody, 0.6 * woody, 0.1, 0.02
     tree_spread[[TREES, RANGELAND, FLOODED, CROPS]] = 0.05 + 0.14 * place.aridity, 0.5 * woody + 0.02, 0.1, 0.02
-    green, green_spread = np.zeros(10, np.float32), np.zeros(10, np.float32)
-    lush = seen.green * rng.uniform(0.75, 1.2)
-    green[[TREES, RANGELAND, FLOODED, BARE, BUILT, CROPS]] = lush, 0.85 * lush, lush, 0.03 * lush, 0.7 * lush, lush
-    green_spread[[TREES, RANGELAND, FLOODED, BARE]] = 0.1, 0.04 + 0.22 * lush, 0.2, 0.05 * lush
+    green, green_spread = np.zeros((2, *season.green.shape, 10), np.float32)
+    lush = season.green * rng.uniform(0.75, 1.2)
+    for land_cover, share in ((TREES, 1), (RANGELAND, 0.85), (FLOODED, 1), (BARE, 0.03), (BUILT, 0.7), (CROPS, 1)):
+        green[..., land_cover] = share * lush
+    for land_cover, spread in ((TREES, 0.1), (RANGELAND, 0.04 + 0.22 * lush), (FLOODED, 0.2), (BARE, 0.05 * lush)):
+        green_spread[..., land_cover] = spread
     litter, classes, patches = np.full(10, 0.55, np.float32), land.classes, land.patches
     litter[[RANGELAND, BARE, BUILT]] = 0.75 - 0.5 * place.aridity, 0.04, 0.3
     riparian = np.float32(0.3) * np.exp(-np.abs(land.shore) / np.float32(8))
@@ -110,14 +113,14 @@ def _natural_plants(
     )
     return _Plants(
         np.clip(tree[classes] + tree_spread[classes] * crowns, 0, 1),
-        np.clip(green[classes] + green_spread[classes] * (vigour + riparian), 0, 1),
+        np.clip(green[..., classes] + green_spread[..., classes] * (vigour + riparian), 0, 1),
         np.clip(litter[classes] + np.float32(0.15) * patches[5] + np.float32(0.12) * detail[1], 0, 1),
         wet,
     )
 
 
 def _farm(
-    rng: np.random.Generator, place: Place, land: LandCover, seen: Acquisition, plants: _Plants, fields: Parcels
+    rng: np.random.Generator, place: Place, land: LandCover, season: Season, plants: _Plants, fields: Parcels
 ) -> _Plants:
     """Replace vegetation on crops by that of each field's crop, at its stage of growth."""
     count = fields.count
@@ -130,10 +133,11 @@ def _farm(
     peak = peaks[kind] + rng.normal(0, 14, count)
     if place.climate.name == "tropical forest":
         peak = rng.uniform(0, 365, count)  # several harvests a year
-    phase = (seen.day - peak + 182) % 365 - 182
+    day, lush = season.day[..., None], season.green[..., None]
+    phase = (day - peak + 182) % 365 - 182
     growth = np.exp(-((phase / np.where(phase < 0, 48, 34)) ** 2)) * rng.uniform(0.6, 1.0, count)
     green = np.select([kind == _PASTURE, kind == _FALLOW, kind == _ORCHARD],
-                      [1.1 * seen.green + 0.05, 0.12 * seen.green, 0.5 * seen.green], 0.96 * growth)  # fmt: skip
+                      [1.1 * lush + 0.05, 0.12 * lush, 0.5 * lush], 0.96 * growth)  # fmt: skip
     green = np.clip(green * rng.lognormal(0, 0.12, count), 0, 1).astype(np.float32)
     stubble = (phase > 20) & (phase < 110) & (rng.random(count) < 0.65)
     litter = np.where(stubble, rng.uniform(0.5, 0.95, count), rng.uniform(0.03, 0.35, count)).astype(np.float32)
@@ -145,11 +149,11 @@ def _farm(
     hedged = fields.edge & (land.patches[1] > rng.normal(1.0, 0.8)) & crops
     managed = (land.classes == RANGELAND) | (land.classes == TREES)
     use = (rng.normal(0, 1, count) * rng.uniform(0, 0.16)).astype(np.float32)[ids] * managed  # grazing, age of stands
-    elsewhere = np.clip(plants.green + use, 0, 1)
+    grown, elsewhere = green[..., ids], np.clip(plants.green + use, 0, 1)
     return _Plants(
         np.where(hedged, np.float32(0.55), np.where(crops, tree[ids], np.clip(plants.tree * (1 + use), 0, 1))),
-        np.where(crops & watered, np.clip(green[ids] * uneven, 0, 1), np.where(crops, np.float32(0.04), elsewhere)),
-        np.where(crops, litter[ids], plants.litter),
+        np.where(crops & watered, np.clip(grown * uneven, 0, 1), np.where(crops, np.float32(0.04), elsewhere)),
+        np.where(crops, litter[..., ids], plants.litter),
         np.where(crops, np.clip(plants.moist + tilled[ids], 0, 1), plants.moist),
     )
 
@@ -198,19 +202,18 @@ def _flood_and_freeze(rng: np.random.Generator, place: Place, land: LandCover, c
     cover[spectra.SILT], cover[spectra.WATER_BODY], cover[spectra.SNOW_COVER] = wet * silt, wet * (1 - silt), ice
 
 
-def _snowfall(
-    rng: np.random.Generator, place: Place, land: LandCover, seen: Acquisition, cover: np.ndarray
-) -> np.ndarray:
+def _snowfall(rng: np.random.Generator, place: Place, land: LandCover, season: Season, cover: np.ndarray) -> np.ndarray:
     """Fractions under seasonal snow: below a snow line on the cold side of freezing; canopies hide most of it."""
     line, depth = rng.normal(-3.0, 2.5), rng.uniform(0.3, 1.0) * (1 - 0.6 * place.aridity)
-    warmth = seen.warmth - np.float32(0.0065) * (land.elevation - np.float32(place.altitude))
-    if warmth.min() > line + 4:
+    air = season.warmth[..., None, None].astype(np.float32)
+    warmth = air - np.float32(0.0065) * (land.elevation - np.float32(place.altitude))
+    bare = warmth.min((-2, -1), keepdims=True) > line + 4
+    if bare.all():
         return cover
     snow = np.float32(depth) / (1 + np.exp((warmth - np.float32(line) + np.float32(0.5) * land.patches[1]) / 1.2))
     hidden = snow * (1 - np.float32(0.75) * cover[spectra.TREE])
-    salt_or_warm = place.water_kind in (COAST, SEA) or seen.warmth > -6
-    if salt_or_warm:
-        hidden = np.where(land.classes == WATER, 0, hidden)
+    salt_or_warm = (air > -6) | (place.water_kind in (COAST, SEA))
+    hidden = np.where(bare | (salt_or_warm & (land.classes == WATER)), 0, hidden)
     visible = cover * (1 - hidden)
     visible[spectra.SNOW_COVER] += hidden
     return visible

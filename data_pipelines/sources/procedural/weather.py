@@ -8,8 +8,8 @@ from data_pipelines.sources.procedural.acquisition import Acquisition
 from data_pipelines.sources.procedural.noise import fractal_fields, nodes_for, to_pixels
 from data_pipelines.sources.procedural.places import Place
 
-_STEP = 4  # pixels between nodes
-_FARTHEST = 160  # pixels between a cloud and its shadow, at most
+STEP = 4  # pixels between nodes
+FARTHEST = 160  # pixels between a cloud and its shadow, at most
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def draw_weather(rng: np.random.Generator, place: Place, seen: Acquisition, pixe
     aerosol = float(np.clip(rng.lognormal(np.log(0.09 + 0.04 * place.aridity), 0.6), 0.02, 0.7))
     moisture = np.exp(0.06 * seen.warmth - place.altitude / 2400 + rng.normal(0, 0.3)) * (1.1 - 0.5 * place.aridity)
     brightness, high = float(rng.uniform(0.5, 0.9)), float(rng.gamma(1.2, 0.012))
-    size = nodes_for(pixels, _STEP)
+    size = nodes_for(pixels, STEP)
     cloud = light = cirrus = haze = None
     if cloudy:
         cloud, light = _clouds(rng, cover, seen, pixels)
     if veiled:
         streaks = fractal_fields(rng, 2, size, 3.2, 60, stretch=rng.uniform(1.5, 4))[0]
-        streaks = to_pixels(streaks.T if rng.random() < 0.5 else streaks, pixels, _STEP)
+        streaks = to_pixels(streaks.T if rng.random() < 0.5 else streaks, pixels, STEP)
         cirrus = rng.gamma(1.5, 0.012) * np.exp(np.float32(0.5) * np.clip(streaks, -3, 2))
     if hazy:
-        field = to_pixels(fractal_fields(rng, 2, size, 3.5, 80)[0], pixels, _STEP)
+        field = to_pixels(fractal_fields(rng, 2, size, 3.5, 80)[0], pixels, STEP)
         haze = rng.gamma(1.2, 0.015) * np.exp(np.float32(0.4) * np.clip(field, -3, 3))
     return Weather(cloud, light, cirrus, haze, brightness, high, aerosol, float(np.clip(moisture, 0.08, 5.5)))
 
@@ -73,18 +73,35 @@ def _clouds(rng: np.random.Generator, cover: float, seen: Acquisition, pixels: i
     """Opacity of the clouds and the light under them; the shadow is the cloud field seen along the sun's ray."""
     cumulus = rng.random() < 0.6
     height = rng.uniform(600, 1800) if cumulus else rng.uniform(1000, 3500)
-    reach = min(height * np.tan(np.deg2rad(seen.sun_zenith)) / 10, _FARTHEST)
-    margin = _FARTHEST // _STEP
-    size = nodes_for(pixels, _STEP)
+    margin = FARTHEST // STEP
+    size = nodes_for(pixels, STEP)
     outer = rng.uniform(4, 16) if cumulus else rng.uniform(40, 90)
     field = fractal_fields(rng, 2, size + 2 * margin, 3.3 if cumulus else 3.0, outer)[0]
     here = field[margin : margin + size, margin : margin + size]
     threshold = np.quantile(here, 1 - cover)
     softness = np.float32(rng.uniform(0.15, 0.45) if cumulus else rng.uniform(0.4, 1.2))
-    azimuth = np.deg2rad(seen.sun_azimuth)
-    # The cloud that shades a pixel lies towards the sun.
-    down, right = round(-reach / _STEP * np.cos(azimuth)), round(reach / _STEP * np.sin(azimuth))
+    down, right = shadow_offset(height, seen)
     sunward = field[margin + down : margin + down + size, margin + right : margin + right + size]
-    both = to_pixels(np.stack([here, sunward]), pixels, _STEP)
-    opacity = np.clip((both - np.float32(threshold)) / softness + np.float32(0.5), 0, 1)
+    both = to_pixels(np.stack([here, sunward]), pixels, STEP)
+    return cloud_and_shadow(both, np.float32(threshold), softness)
+
+
+def cloud_and_shadow(
+    fields: np.ndarray, threshold: np.ndarray | np.float32, softness: np.ndarray | np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Opacity of clouds, and the sunlight that others leave.
+
+    Args:
+        fields: (2, ..., m, m) cloud field overhead and along the sun's ray.
+        threshold: of the field, where clouds begin.
+        softness: of their edges.
+    """
+    opacity = np.clip((fields - threshold) / softness + np.float32(0.5), 0, 1)
     return opacity[0] * (2 - opacity[0]) * np.float32(0.98), 1 - np.float32(0.85) * opacity[1]
+
+
+def shadow_offset(height: float, seen: Acquisition) -> tuple[int, int]:
+    """Nodes down and right to where the cloud that shades a pixel lies: towards the sun."""
+    reach = min(height * np.tan(np.deg2rad(seen.sun_zenith)) / 10, FARTHEST)
+    azimuth = np.deg2rad(seen.sun_azimuth)
+    return round(-reach / STEP * np.cos(azimuth)), round(reach / STEP * np.sin(azimuth))

@@ -240,9 +240,9 @@ def test_terrain_correction_takes_the_slopes_out_of_radar():
 
 
 def test_speckle_is_that_of_four_to_five_looks_with_correlated_neighbours():
-    from data_pipelines.sources.procedural.radar import _speckle
+    from data_pipelines.sources.procedural.radar import make_speckle
 
-    speckle = _speckle(np.random.default_rng(0), (1, 300, 300))[0]
+    speckle = make_speckle(np.random.default_rng(0), (1, 300, 300))[0]
     assert speckle.mean() == pytest.approx(1, abs=0.02)
     assert 1 / speckle.var() == pytest.approx(4.6, rel=0.12)
     around = speckle - speckle.mean()
@@ -301,7 +301,7 @@ def test_palettes_cover_every_material():
 
     for i in range(20):
         place = places.draw_places(0, np.array([i]))[0]
-        reflectance = spectra.reflectance_palette(layer_rng(0, i, "spectra"), place, 0.7, 12.0)
+        reflectance = spectra.draw_palette(layer_rng(0, i, "spectra"), place).at(0.7, 12.0)
         assert reflectance.shape == (len(MATERIALS), len(MODALITIES["S2L1C"].bands))
         assert reflectance.min() >= 0 and reflectance.max() <= 0.98
         power = spectra.backscatter_palette(layer_rng(0, i, "radar"), place, 12.0)

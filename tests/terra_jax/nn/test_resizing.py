@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipelines.modalities import modality
-from terra_jax.nn.resizing import band_order, crop_resize, on_coarse_grid, resampling_matrix
+from terra_jax.nn.resizing import band_order, crop_resize, crop_resize_fine, on_coarse_grid, resampling_matrix
 
 
 def _native(rng, tile, bands=(4, 6, 2)):
@@ -100,3 +101,23 @@ def test_band_order_restores_the_table():
     assert tuple(laid[i] for i in order) == table.band_names
     without = tuple(name for name in modality("S2L1C").band_names if name != "B10")
     assert sorted(band_order("S2L1C", (10, 20, 60), without)) == list(range(12))
+
+
+@pytest.mark.parametrize(("size", "mirrored"), [(64, True), (20, False)])
+def test_fine_images_are_cut_as_others_are(size, mirrored):
+    """Boxes at the edges, the whole image, enlarged and reduced, mirrored or not, of an oblong image."""
+    rng = np.random.default_rng(size)
+    image = jnp.asarray(rng.integers(0, 255, (2, 3, 200, 160), dtype=np.uint8))
+    places = [
+        [0, 0, 200, 160],
+        [160, 128, 40, 32],
+        [7, 3, 64, 90],
+        [100, 0, 100, 160],
+        [0, 96, 32, 64],
+        [33, 21, 20, 20],
+    ]
+    boxes = jnp.asarray(places, jnp.float32).reshape(2, 3, 4)
+    flips = jnp.asarray(rng.random((2, 3, 2)) < 0.5) if mirrored else None
+    expected = jax.jit(lambda image, boxes: crop_resize({10: image}, boxes, size, (0, 1, 2), flips))(image, boxes)
+    found = jax.jit(lambda image, boxes: crop_resize_fine(image, boxes, size, flips))(image, boxes)
+    np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -40,6 +40,8 @@ def test_a_mesh_that_does_not_fit_is_named(axes, message):
         (("embed", "mlp"), (64, 3), ("fsdp", None)),
         (("mlp",), (252,), ("tensor",)),
         (("mlp", "patch"), (254, 8), ("tensor", None)),
+        (("regions", "tokens"), (16, 8), (("fsdp", "tensor"), None)),  # both axes together
+        (("regions", "mlp"), (12, 8), ("fsdp", "tensor")),  # not by eight, but by four
         (("something new", None), (8, 8), (None, None)),
         ((), (), ()),
     ],

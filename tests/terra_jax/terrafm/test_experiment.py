@@ -3,7 +3,8 @@ import pytest
 
 from data_pipelines.modalities import OCEAN, SCENE_CLASSES
 from data_pipelines.sources import open_source
-from terra_jax.terrafm.evaluation import figures, input_sets
+from terra_jax.evaluation.table import figures, scores_at
+from terra_jax.terrafm.evaluation import input_sets
 from terra_jax.terrafm.experiment import evaluation_indices, make_objective
 from terra_jax.training.config import load_config
 from terra_jax.training.data import open_data, training_indices
@@ -59,6 +60,14 @@ def test_input_sets_fuse_one_product_of_each_sensor():
 def test_figures_are_flat():
     scores = {"S1RTC": [{"fraction": 0.01, "accuracy": 0.5, "macro_accuracy": 0.25}]}
     assert figures(scores) == {"S1RTC/0.01/accuracy": 0.5, "S1RTC/0.01/macro_accuracy": 0.25}
+
+
+def test_figures_are_read_back_from_a_row():
+    scores = {
+        "S1RTC": [{"fraction": fraction, "accuracy": 0.5, "macro_accuracy": fraction} for fraction in (0.01, 1.0)]
+    }
+    row = {"step": "20", **{f"knn/{name}": str(value) for name, value in figures(scores).items()}}
+    assert scores_at(row, "S1RTC") == {"step": 20, "scores": scores["S1RTC"]}
 
 
 def test_published_hyper_parameters_are_the_defaults():

@@ -12,20 +12,21 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines.recipes.spec import ArraySpec
+from terra_jax.nn.stacking import stacked
 from terra_jax.training.experiment import Experiment
 
 WIDTH, MLP, DEPTH, PROTOTYPES = 16, 32, 2, 24
 
 
 def _param(rngs, shape, names):
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-0.5, maxval=0.5), out_sharding=names)
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-0.5, maxval=0.5), axes=names)
 
 
 class Block(nnx.Module):
     def __init__(self, rngs):
-        self.scale = nnx.Param(jnp.ones((WIDTH,)), out_sharding=("embed",))
+        self.scale = nnx.Param(jnp.ones((WIDTH,)), axes=("embed",))
         self.up = _param(rngs, (WIDTH, MLP), ("embed", "mlp"))
-        self.bias = nnx.Param(jnp.zeros((MLP,)), out_sharding=("mlp",))
+        self.bias = nnx.Param(jnp.zeros((MLP,)), axes=("mlp",))
         self.down = _param(rngs, (MLP, WIDTH), ("mlp", "embed"))
 
     def __call__(self, x):
@@ -35,12 +36,8 @@ class Block(nnx.Module):
 
 class Encoder(nnx.Module):
     def __init__(self, rngs):
-        def one(key):
-            return Block(nnx.Rngs(key))
-
         self.stem = _param(rngs, (8, WIDTH), ("stem", "embed"))
-        stacked = nnx.transform_metadata(one, in_axes=0, out_axes=0, partition="layers")
-        self.blocks = nnx.vmap(stacked, in_axes=0, out_axes=0)(jax.random.split(rngs.params(), DEPTH))
+        self.blocks = stacked(Block, DEPTH, rngs)
 
     def __call__(self, x):
         return jax.lax.scan(lambda x, block: (block(x), None), x @ self.stem[...], self.blocks)[0]

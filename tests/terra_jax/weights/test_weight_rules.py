@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toy_model
 
-from terra_jax.weights.rules import Fixed, Rule, Tied, WeightMap, linear, norm, torch_shapes
+from terra_jax.weights.rules import Fixed, Rule, Tied, WeightMap, linear, norm, table, torch_shapes
 
 
 def test_keys_come_block_by_block_in_the_public_order():
@@ -37,6 +37,18 @@ def test_blocks_that_alternate_in_kind_interleave():
     weights = WeightMap(Rule("s.{2i}.a", "plain.a"), Rule("s.{2i+1}.a", "shifted.a"), Rule("end", "end"))
     shapes = torch_shapes(weights, {"plain": {"a": leaf(2, 1)}, "shifted": {"a": leaf(2, 1)}, "end": leaf(1)})
     assert list(shapes) == ["s.0.a", "s.1.a", "s.2.a", "s.3.a", "end"]
+
+
+def test_rarer_rows_stand_in_their_own_blocks():
+    weights = WeightMap(Rule("s.{2i}.a", "plain"), Rule("s.{2i+1}.a", "shifted"), Rule("s.{4i+3}.n", "norm"))
+    shapes = torch_shapes(weights, {"plain": leaf(4, 1), "shifted": leaf(4, 1), "norm": leaf(2, 1)})
+    assert list(shapes) == ["s.0.a", "s.1.a", "s.2.a", "s.3.a", "s.3.n", "s.4.a", "s.5.a", "s.6.a", "s.7.a", "s.7.n"]
+
+
+def test_rows_beside_the_public_class_are_not_counted():
+    weights, template = WeightMap(Rule("x", "a"), Rule("y", "b", beside=True)), {"a": leaf(4), "b": leaf(2)}
+    assert torch_shapes(weights, template) == {"x": (4,)}
+    assert list(table(weights, template, beside=True)) == ["x", "y"]
 
 
 def test_stacks_of_unequal_length_and_a_tied_stack():

@@ -1,0 +1,1 @@
+"""SkySense runs; `huge` documents every key."""

@@ -1,0 +1,1 @@
+"""SkySense: factorised spatio-temporal encoder, multi-granularity contrastive learning, geo-context prototypes."""
