@@ -301,6 +301,11 @@ LAND_COVER = (
 )  # fmt: skip
 """Names of the LULC ids 0..9 (ESRI legend, renumbered without gaps as TerraMesh does)."""
 
+LAND_COVER_COLOURS = (
+    "#1b1b1b", "#1a5bab", "#358221", "#87d19e", "#ffdb5c", "#ed022a", "#c9bdb0", "#f2faff", "#c8c8c8", "#c6ad8d",
+)  # fmt: skip
+"""Colours of the LULC ids on maps, as the ESRI legend has them."""
+
 OCEAN = "ocean"
 SCENE_CLASSES = (*LAND_COVER, OCEAN)
 """Dominant class of a whole tile, as kept in an index: LAND_COVER plus open sea, which recipes thin."""

@@ -16,19 +16,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import LAND_COVER, modality
+from data_pipelines.modalities import LAND_COVER, LAND_COVER_COLOURS, modality
 from data_pipelines.radiometry import to_10m
 from data_pipelines.sample import Sample
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.procedural import ProceduralEarth
 
-_CLASS_COLOURS = np.array([
-    (0, 0, 0), (65, 155, 223), (57, 125, 73), (122, 135, 198), (228, 150, 53),
-    (196, 40, 27), (165, 155, 143), (168, 235, 255), (97, 97, 97), (227, 226, 195),
-]) / 255  # fmt: skip
+_CLASS_COLOURS = np.array([to_rgb(colour) for colour in LAND_COVER_COLOURS])
 _PANELS = ("true colour", "near infrared", "SWIR", "S1 VV, VH, ratio", "elevation", "land cover")
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _USED = ("S2L1C", "S2L2A", "S1RTC", "DEM", "LULC")

@@ -22,18 +22,13 @@ from matplotlib.figure import Figure
 
 from data_pipelines.errors import DataError
 from data_pipelines.grid import day_of_year
-from data_pipelines.modalities import LAND_COVER
+from data_pipelines.modalities import LAND_COVER, LAND_COVER_COLOURS
 from data_pipelines.radiometry import to_native_grids
 from data_pipelines.sample import Raster, Sample
 from data_pipelines.sources import open_source
 from data_pipelines.transforms.series import evenly_spaced
 
-_CLASSES = ListedColormap(
-    np.array([
-        (0, 0, 0), (65, 155, 223), (57, 125, 73), (122, 135, 198), (228, 150, 53),
-        (196, 40, 27), (165, 155, 143), (168, 235, 255), (97, 97, 97), (227, 226, 195),
-    ]) / 255
-)  # fmt: skip
+_CLASSES = ListedColormap(LAND_COVER_COLOURS)
 _OPTICAL, _RADAR = 5, 3  # dates shown
 
 

@@ -11,16 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.modalities import MODALITIES, Unit
+from data_pipelines.modalities import LAND_COVER, LAND_COVER_COLOURS, MODALITIES, Unit
 from data_pipelines.offsets import PRODUCTS
 from terra_jax.evaluation.page import BASELINES, MODEL, page
 
 _ROWS = 40  # samples that the table lists
 _COLOURS = {"0": MODEL, "1000": BASELINES[0], "unknown": BASELINES[3]}
-_COVER = {
-    "nodata": "#000000", "water": "#419bdf", "trees": "#397d49", "flooded_vegetation": "#7a87c6", "crops": "#e49635",
-    "built": "#c4281b", "bare": "#a59b8f", "snow_ice": "#a8ebff", "clouds": "#616161", "rangeland": "#e3e2c3",
-}  # fmt: skip
+_COVER = dict(zip(LAND_COVER, LAND_COVER_COLOURS, strict=True))
 _RADAR = ("S1RTC", "S1GRD")
 
 

@@ -7,14 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Num
 
-from data_pipelines.modalities import Unit, modality
+from data_pipelines.modalities import LAND_COVER_COLOURS, Unit, modality
 from terra_jax.evaluation.page import BASELINES, MODEL, History, column, draw_loss, page, say
 from terra_jax.evaluation.report import pca_colours
-
-_CLASS_COLOURS = (
-    "#1b1b1b", "#1a5bab", "#358221", "#87d19e", "#ffdb5c", "#ed022a", "#c9bdb0", "#f2faff", "#c8c8c8", "#c6ad8d",
-)  # fmt: skip
-"""Of LAND_COVER, as the ESRI legend has them."""
 
 _CURVES, _ROW = 3.1, 1.72  # inches
 
@@ -143,7 +138,7 @@ def colour_pairs(
 
     table = modality(name)
     if table.unit is Unit.CLASS:
-        palette = np.array([to_rgb(colour) for colour in _CLASS_COLOURS])
+        palette = np.array([to_rgb(colour) for colour in LAND_COVER_COLOURS])
         return palette[truth], palette[estimate]
     bands = {Unit.DN10000: ("B04", "B03", "B02"), Unit.DB: ("VV", "VH", "VV")}.get(table.unit)
     chosen = [table.band_index(band) for band in bands] if bands else [0]
