@@ -15,6 +15,8 @@ from terra_jax.skysense.variants import FusionSize, SeriesSize
 from terra_jax.weights.rules import WRAPPERS, Fixed, Ignored, Row, Rule, WeightMap, linear, norm
 
 LAYOUTS = ("module", "public")
+_FUSED = {".attn.Wqkv.": ".attn.in_proj_"}
+"""SkySense++'s whole checkpoint comes from a fused attention, which keeps the same rows under another name."""
 
 
 def check_layout(layout: str) -> str:
@@ -136,6 +138,7 @@ def series_map(size: SeriesSize, layout: str = "module", dates: bool = False) ->
         *_layer("layers.{i}", "blocks.blocks", size.heads),
         *table,
         wrappers=(*WRAPPERS, {"S2L2A": "backbone_s2", "S1GRD": "backbone_s1"}[size.modality]),
+        aliases=_FUSED,
     )
 
 
@@ -171,4 +174,5 @@ def fusion_map(size: FusionSize) -> WeightMap:
         *(_layer("layers.{i}", "blocks.blocks", size.heads) if last else ()),
         *_layer(f"layers.{last}", "readout", size.heads),
         wrappers=(*WRAPPERS, "fusion"),
+        aliases=_FUSED,
     )

@@ -218,7 +218,12 @@ def _chosen(spec: ModelSpec, weights: str | None) -> str:
 def _preferring(weight_map: WeightMap, weights: str) -> WeightMap:
     """The map with `weights` as its first wrapper and the other choices struck out."""
     wrappers = (weights, *(wrapper for wrapper in weight_map.wrappers if wrapper not in CHOICES))
-    return WeightMap(*weight_map.rows, training_only=weight_map.training_only, wrappers=wrappers)
+    return WeightMap(
+        *weight_map.rows,
+        training_only=weight_map.training_only,
+        wrappers=wrappers,
+        aliases=weight_map.aliases,
+    )
 
 
 def targets(target: Path, parts: tuple[str, ...]) -> dict[str, Path]:

@@ -118,16 +118,31 @@ class WeightMap:
         rows: The table, in the order of the public state dict.
         training_only: Dotted paths, or beginnings of them, of JAX parameters that PyTorch has no place for.
         wrappers: Prefixes that files in the wild put before the keys, the preferred one first.
+        aliases: Parts of keys as some files spell them -> as the rows do.
     """
 
     rows: tuple[Row, ...]
     training_only: tuple[str, ...]
     wrappers: tuple[str, ...]
+    aliases: Mapping[str, str]
 
-    def __init__(self, *rows: Row, training_only: tuple[str, ...] = (), wrappers: tuple[str, ...] = WRAPPERS):
+    def __init__(
+        self,
+        *rows: Row,
+        training_only: tuple[str, ...] = (),
+        wrappers: tuple[str, ...] = WRAPPERS,
+        aliases: Mapping[str, str] | None = None,
+    ):
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "training_only", training_only)
         object.__setattr__(self, "wrappers", wrappers)
+        object.__setattr__(self, "aliases", dict(aliases or {}))
+
+    def respelt(self, key: str) -> str:
+        """A file's key as the rows spell it."""
+        for theirs, ours in self.aliases.items():
+            key = key.replace(theirs, ours)
+        return key
 
     def is_training_only(self, path: str) -> bool:
         """Whether a JAX parameter has no place in PyTorch."""

@@ -158,7 +158,11 @@ def _filled(entries: Mapping[str, Entry], state: State) -> set[str]:
 def _fitted(weights: WeightMap, entries: Mapping[str, Entry], state: State) -> tuple[State, tuple[str, ...]]:
     """Unwraps a file's state dict, drops what is to be ignored, and refuses it unless the rest fits exactly."""
     source = next((tensor.source for tensor in state.values()), "the state dict") or "the state dict"
-    inner, aside = unwrap(state, entries, weights.wrappers)
+    respelt = {weights.respelt(key): tensor for key, tensor in state.items()}
+    if len(respelt) < len(state):
+        doubled = next(key for key in state if weights.respelt(key) != key and weights.respelt(key) in state)
+        raise WeightsError(f"{source}: holds both {doubled} and {weights.respelt(doubled)}; keep one of them")
+    inner, aside = unwrap(respelt, entries, weights.wrappers)
     patterns = [row.torch for row in weights.rows if isinstance(row, Ignored) or (isinstance(row, Rule) and row.beside)]
     ignored = [key for key in inner if key not in entries and any(fnmatchcase(key, pattern) for pattern in patterns)]
     inner = {key: tensor for key, tensor in inner.items() if key not in ignored}

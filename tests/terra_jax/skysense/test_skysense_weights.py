@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from random_tokenizer import random_module
+from safetensors.numpy import load_file, save_file
 
 import terra_jax
 from terra_jax import registry
@@ -31,6 +32,32 @@ def test_a_whole_model_is_made_of_six_files(files, capsys):
     loaded = terra_jax.load("skysense_nano", paths)
     assert not np.asarray(loaded.s2.dates[...]).any()
     assert "not in the file, initialised: dates" in capsys.readouterr().out
+
+
+def test_one_checkpoint_of_everything_with_fused_attention_names_is_read(files, tmp_path):
+    _, paths = files
+    prefixes = {"hr": "backbone_hr", "s2": "backbone_s2", "s1": "backbone_s1"}
+    whole = {
+        f"module.{prefixes.get(part, part)}.{key.replace('attn.in_proj_', 'attn.Wqkv.')}": value
+        for part in PARTS
+        for key, value in load_file(paths[part]).items()
+    }
+    assert sum("Wqkv" in key for key in whole) > 4
+    save_file(whole, tmp_path / "whole.safetensors")
+    parted, read = (
+        nnx.to_pure_dict(nnx.state(terra_jax.load("skysense_nano", sources, date_positions="none"), nnx.Param))
+        for sources in (paths, dict.fromkeys(PARTS, tmp_path / "whole.safetensors"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, parted, read)
+
+
+def test_a_name_in_both_spellings_is_refused(files, tmp_path):
+    _, paths = files
+    state = load_file(paths["s1"])
+    state |= {key.replace("in_proj_", "Wqkv."): value for key, value in state.items()}
+    save_file(state, tmp_path / "both.safetensors")
+    with pytest.raises(WeightsError, match=r"holds both .*Wqkv.* and .*in_proj_.*; keep one of them"):
+        terra_jax.load("skysense_nano", {**paths, "s1": tmp_path / "both.safetensors"})
 
 
 def test_a_part_that_is_missing_is_named(files):
