@@ -23,6 +23,10 @@ _REGION_ROWS = 180 // _REGION_DEGREES
 _REGION_COLUMNS = 360 // _REGION_DEGREES
 
 SPLITS = ("train", "val", "test")
+CLIMATES = ("tropical", "subtropical", "temperate", "boreal", "polar")
+"""Belts of latitude, from the equator to the poles."""
+_BELTS = (23.5, 35.0, 50.0, 66.5)  # degrees where one climate ends and the next begins
+
 _MIN_REGIONS = 10  # fewer regions than this cannot be divided: everything is training data
 
 
@@ -96,6 +100,17 @@ def region_of(lon: np.ndarray | float, lat: np.ndarray | float) -> np.ndarray:
     columns = np.maximum(1, np.round(_REGION_COLUMNS * np.cos(middle)))
     column = np.minimum(np.floor((lon + 180) % 360 / 360 * columns), columns - 1)
     return np.where(unknown, -1, row * _REGION_COLUMNS + column).astype(np.int32)
+
+
+def climate_of(lat: np.ndarray) -> np.ndarray:
+    """Climate of each place as its latitude alone tells it, one of CLIMATES; "" where the place is unknown (NaN).
+
+    Args:
+        lat: (n,) degrees.
+    """
+    lat = np.asarray(lat, np.float64)
+    belt = np.searchsorted(_BELTS, np.abs(np.nan_to_num(lat)), side="right")
+    return np.where(np.isnan(lat), "", np.asarray(CLIMATES)[belt])
 
 
 def split_of(region: np.ndarray | int, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import grain
 import grain.experimental
@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.errors import DataError
+from data_pipelines.mixture import Mixture
 from data_pipelines.recipes.spec import ArraySpec
 from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
@@ -27,7 +28,7 @@ from data_pipelines.sources import Source
 _STATE_KEY = "global_next_index"  # of Grain's elastic iterator
 _SUBSTITUTES = 16  # how many other samples stand in for an unreadable one before the data counts as broken
 _ORDER_STREAM, _SUBSTITUTE_STREAM = 0x04DE4, 0x5AB5  # keep these draws apart from each other and from a recipe's
-_EPOCHS_KEPT = 4  # permutations in memory: threads that read ahead may be in the next epoch already
+_EPOCHS_KEPT = 4  # permutations of a corpus in memory: threads that read ahead may be in the next epoch already
 _BUFFER_BYTES = 2 << 30  # of batches that wait for the device
 
 
@@ -50,13 +51,17 @@ class Loader:
     Args:
         source: where samples are read, by several threads at once (`sources.cached` keeps what fits into memory).
         recipe: makes an example of a sample and its position in the global stream.
-        indices: (n,) positions of the samples to use; an epoch is one shuffled pass over them.
+        indices: (n,) positions of the samples to use; an epoch is one shuffled pass over them. Of a mixture, each
+            corpus has epochs of its own.
         batch_size: global, over all processes.
         seed: of the order and of the substitutes.
         process_index, process_count: this process among all.
         start: position to begin at, as `position` gave it.
         strict: raise on an unreadable sample instead of replacing it.
         threads: that read and transform whole batches in parallel; 0 works in the caller's.
+
+    Attributes:
+        recipe, batch_size, threads: as given.
 
     Raises:
         DataError: if there are no samples, the batch does not divide, or (on iteration) nothing can be read.
@@ -66,7 +71,7 @@ class Loader:
         self,
         source: Source,
         recipe: Recipe,
-        indices: np.ndarray,
+        indices: np.ndarray | Mixture,
         *,
         batch_size: int,
         seed: int,
@@ -76,18 +81,24 @@ class Loader:
         strict: bool = False,
         threads: int = 4,
     ):
-        indices = np.asarray(indices, np.int64)
-        if not len(indices):
+        if not isinstance(indices, Mixture) and not len(indices):
             raise DataError(f"no samples of {source.name} to load; the split or the filters left none")
         if batch_size < 1 or batch_size % process_count:
             raise DataError(f"batch_size {batch_size} does not divide among {process_count} processes; change it")
         if not flags.FLAGS.is_parsed():  # Grain reads its flags outside absl's main too
             flags.FLAGS.mark_as_parsed()
-        self.batch_size = batch_size
-        self._reader = _Reader(source, indices, seed, strict)
+        self.batch_size, self.recipe, self.threads = batch_size, recipe, threads
+        self._stream: dict[str, Any] = {
+            "source": source,
+            "recipe": recipe,
+            "indices": indices,
+            "seed": seed,
+            "strict": strict,
+        }
+        self._reader = _Reader(source, _Order(Mixture.of(indices), seed), strict)
         # The stream is a function of the position. Grain's own shuffle is not used: it costs milliseconds an element
         # where samples are few (it walks a 16-bit cipher until it falls on one of them).
-        stream = grain.MapDataset.range(sys.maxsize).map(_Stream(_Order(indices, seed), self._reader, recipe))
+        stream = grain.MapDataset.range(sys.maxsize).map(_Stream(self._reader, recipe))
         local = batch_size // process_count
         self._iterator = grain.experimental.ElasticIterator(
             stream,
@@ -110,6 +121,23 @@ class Loader:
     def position(self) -> int:
         """Examples of the global stream that were handed out by all processes together."""
         return int(self._iterator.get_state()[_STATE_KEY])
+
+    def reopened(self, *, batch_size: int, threads: int, start: int = 0) -> "Loader":
+        """The same stream for one process, in other portions: to measure it."""
+        return Loader(**self._stream, batch_size=batch_size, threads=threads, start=start)
+
+    def read(self, position: int) -> Sample:
+        """The sample at a position of the stream, or its substitute; in the caller's thread.
+
+        Raises:
+            DataError: if the loader is strict, or no substitute can be read either.
+        """
+        return self._reader.read(int(position))
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Positions of all samples in the source, of a mixture corpus by corpus."""
+        return np.concatenate(Mixture.of(self._stream["indices"]).parts)
 
     @property
     def failures(self) -> dict[str, str]:
@@ -157,45 +185,51 @@ def one_pass(
 
 
 class _Order:
-    """Which sample comes at a position: each epoch is one permutation of the indices, drawn from (seed, epoch)."""
+    """Which sample comes at a position: each epoch of a corpus is one permutation, drawn from (seed, epoch, corpus)."""
 
-    def __init__(self, indices: np.ndarray, seed: int):
-        self._indices, self._seed = indices, seed
+    def __init__(self, mixture: Mixture, seed: int):
+        self._seed, self._mixture = seed, mixture
         self._lock = threading.Lock()
-        self._epochs: dict[int, np.ndarray] = {}
+        self._epochs: list[dict[int, np.ndarray]] = [{} for _ in mixture.parts]
 
     def __call__(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self._indices))
+        corpus, before = self._mixture.locate(position)
+        indices, epochs = self._mixture.parts[corpus], self._epochs[corpus]
+        epoch, offset = divmod(before, len(indices))
         with self._lock:
-            if epoch not in self._epochs:
-                while len(self._epochs) >= _EPOCHS_KEPT:
-                    self._epochs.pop(next(iter(self._epochs)))
-                rng = np.random.default_rng([self._seed, epoch, _ORDER_STREAM])
-                self._epochs[epoch] = rng.permutation(self._indices)
-            return int(self._epochs[epoch][offset])
+            if epoch not in epochs:
+                while len(epochs) >= _EPOCHS_KEPT:
+                    epochs.pop(next(iter(epochs)))
+                rng = np.random.default_rng([self._seed, epoch, _ORDER_STREAM, corpus])
+                epochs[epoch] = rng.permutation(indices)
+            return int(epochs[epoch][offset])
+
+    def substitutes(self, position: int) -> np.ndarray:
+        """Other samples of the same corpus, drawn from (seed, position)."""
+        rng = np.random.default_rng([self._seed, position, _SUBSTITUTE_STREAM])
+        return rng.choice(self._mixture.parts[self._mixture.locate(position)[0]], _SUBSTITUTES)
 
 
 class _Reader:
     """Reads samples, remembers the unreadable ones and finds substitutes for them."""
 
-    def __init__(self, source: Source, indices: np.ndarray, seed: int, strict: bool):
+    def __init__(self, source: Source, order: _Order, strict: bool):
         self.failures: dict[str, str] = {}
-        self._source, self._indices, self._seed, self._strict = source, indices, seed, strict
+        self._source, self._order, self._strict = source, order, strict
 
-    def read(self, i: int, position: int) -> Sample:
-        """Sample `i`, or the substitute for it at this position of the stream.
+    def read(self, position: int) -> Sample:
+        """The sample at a position of the stream, or the substitute for it.
 
         Raises:
             DataError: if the loader is strict, or no substitute can be read either.
         """
         try:
-            return self._read(i)
+            return self._read(self._order(position))
         except DataError as error:
             if self._strict:
                 raise
             reason = error
-        rng = np.random.default_rng([self._seed, position, _SUBSTITUTE_STREAM])
-        for other in rng.choice(self._indices, _SUBSTITUTES):
+        for other in self._order.substitutes(position):
             with contextlib.suppress(DataError):
                 return self._read(int(other))
         raise DataError(f"{reason} ({_SUBSTITUTES} substitutes in a row could not be read either)") from reason
@@ -212,14 +246,13 @@ class _Reader:
 
 
 class _Stream:
-    """Grain's mapped function: position -> example."""
+    """Grain's mapped function: position -> example. It does not hold the loader, which ends when nobody else does."""
 
-    def __init__(self, order: _Order, reader: _Reader, recipe: Recipe):
-        self._order, self._reader, self._recipe = order, reader, recipe
+    def __init__(self, reader: _Reader, recipe: Recipe):
+        self._reader, self._recipe = reader, recipe
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
-        position = int(position)
-        return self._recipe(self._reader.read(self._order(position), position), position)
+        return self._recipe(self._reader.read(int(position)), int(position))
 
 
 def _buffered(spec: Mapping[str, ArraySpec], local_batch: int, threads: int) -> int:

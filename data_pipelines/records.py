@@ -19,7 +19,6 @@ import struct
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,13 +31,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.codecs import decode_blosc, decode_raw
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import MODALITIES, Unit, modality
-from data_pipelines.record_index import index_row, index_schema
+from data_pipelines.jobs import MANIFEST, sha256_of
+from data_pipelines.modalities import Unit, modality
+from data_pipelines.record_index import FORMAT, VERSION, dataset_metadata, index_row, index_schema
 from data_pipelines.replication import native_or_fine
 from data_pipelines.sample import Raster, Sample
-
-FORMAT, VERSION = "terra_jax.records", 2
-MANIFEST = "manifest.json"
+from data_pipelines.storage import read_parquet
 
 _MAGIC = b"TJEO"
 _PRELUDE = struct.Struct("<4sHII")
@@ -206,6 +204,7 @@ class _Shard:
     index: str
     samples: int
     bytes: int
+    sha256: str = ""
 
 
 class RecordWriter:
@@ -260,21 +259,19 @@ class RecordWriter:
                 raise DataError(
                     f"sample {sample.key!r} has {name} in {raster.unit.value}, those before in {unit.value}; convert it"
                 )
-        native = {name: native_or_fine(name, raster) for name, raster in sample.rasters.items()}
-        sample = replace(sample, rasters=native)
-        record = encode_sample(sample, self._compression)
+        record, row = record_and_row(sample, split=split, scene=scene, compression=self._compression)
         if self._writer is None:
             self._writer = ArrayRecordWriter(str(self._aside("arrayrecord")), "group_size:1,uncompressed")
         self._writer.write(record)
         self._keys.add(sample.key)
-        self._rows.append(index_row(sample, split, scene))
+        self._rows.append(row)
         if len(self._rows) == self._shard_size:
             self._commit()
 
     def close(self) -> None:
         """Commit the last shard and the manifest."""
         self._commit()
-        manifest = self._metadata() | {"shards": [vars(shard) for shard in self._shards]}
+        manifest = dataset_metadata(self._units, self._licence) | {"shards": [vars(shard) for shard in self._shards]}
         aside = self._root / f".{MANIFEST}.part"
         aside.write_text(json.dumps(manifest, indent=1) + "\n")
         os.replace(aside, self._root / MANIFEST)
@@ -302,30 +299,28 @@ class RecordWriter:
             return
         self._writer.close()
         self._writer = None
-        table = pa.Table.from_pylist(self._rows, schema=index_schema(self._metadata()))
+        table = pa.Table.from_pylist(self._rows, schema=index_schema(dataset_metadata(self._units, self._licence)))
         pq.write_table(table, self._aside("parquet"))
-        size = self._aside("arrayrecord").stat().st_size
+        size, checksum = self._aside("arrayrecord").stat().st_size, sha256_of(self._aside("arrayrecord"))
         for suffix in ("arrayrecord", "parquet"):
             os.replace(self._aside(suffix), self._root / self._name(suffix))
-        self._shards.append(_Shard(self._name("arrayrecord"), self._name("parquet"), len(self._rows), size))
+        self._shards.append(_Shard(self._name("arrayrecord"), self._name("parquet"), len(self._rows), size, checksum))
         self._rows = []
 
-    def _metadata(self) -> dict[str, Any]:
-        tables = {name: modality(name) for name in MODALITIES if name in self._units}
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "writer": f"terra_jax {_release()}",
-            "licence": self._licence,
-            "modalities": {
-                name: {
-                    "unit": self._units[name].value,
-                    "dtype": table.dtype,
-                    "bands": [{"name": band.name, "gsd": band.gsd} for band in table.bands],
-                }
-                for name, table in tables.items()
-            },
-        }
+
+def record_and_row(
+    sample: Sample, *, split: str = "", scene: int | None = None, compression: str = "lz4"
+) -> tuple[bytes, dict[str, Any]]:
+    """A sample's record, with bands that are exact copies of coarser pixels on their native grid, and its index row.
+
+    Args:
+        sample: as it was read.
+        split, scene: see `RecordWriter.write`.
+        compression: "lz4" (fast) or "zstd" (small).
+    """
+    native = {name: native_or_fine(name, raster) for name, raster in sample.rasters.items()}
+    sample = replace(sample, rasters=native)
+    return encode_sample(sample, compression), index_row(sample, split, scene)
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -365,7 +360,7 @@ def read_index(path: str | Path, manifest: Mapping[str, Any]) -> dict[str, np.nd
     for shard in manifest["shards"]:
         file = Path(path) / shard["index"]
         try:
-            tables.append(pq.read_table(file, schema=index_schema({})))
+            tables.append(read_parquet(file, schema=index_schema({})))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file} cannot be read as an index; restore it or write the dataset again") from error
         if len(tables[-1]) != shard["samples"]:
@@ -381,10 +376,3 @@ def _check_shard(root: Path, shard: _Shard) -> None:
     size = file.stat().st_size
     if size != shard.bytes:
         raise DataError(f"{file} has {size} of {shard.bytes} bytes: it is truncated or changed; restore it")
-
-
-def _release() -> str:
-    try:
-        return metadata.version("terra_jax")
-    except metadata.PackageNotFoundError:
-        return "from source"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from data_pipelines.errors import DataError
@@ -126,6 +128,19 @@ class Storage:
             raise DataError(
                 f"{self.name(path)} cannot be read ({reason}); check the path, the network and your credentials"
             ) from error
+
+
+def read_parquet(file: str | Path | BinaryIO, **options: Any) -> pa.Table:
+    """A parquet file as a table, by this thread alone.
+
+    Arrow's threads may still be at work when a short program ends, which then aborts or hangs (apache/arrow issues
+    34314 and 50482).
+
+    Args:
+        file: path or open file.
+        options: of `pyarrow.parquet.read_table`.
+    """
+    return pq.read_table(file, use_threads=False, **options)
 
 
 def _read_at(descriptor: int, start: int, length: int | None) -> bytes:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Read, Storage
+from data_pipelines.storage import Read, Storage, read_parquet
 
 _BLOCK = 512
 _LONGEST_HEADER = 1 << 20  # of a pax or long-name member
@@ -180,7 +180,7 @@ def _load(path: Path) -> TarIndex | None:
     if not path.exists():
         return None
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         problem = json.loads(table.schema.metadata[_METADATA])["problem"]
         return TarIndex(
             table["name"].to_pylist(), table["offset"].to_numpy().copy(), table["size"].to_numpy().copy(), problem

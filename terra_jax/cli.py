@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_pipelines.errors import DataError
+from data_pipelines.prepare import options as prepare_options
 from terra_jax.errors import ConfigError, TerraJaxError
 
 DRAWN_TILE = 264
@@ -18,10 +19,15 @@ DRAWN_TILE = 264
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and status 2."""
     parser, commands = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)
+    options, rest = parser.parse_known_args(words[:end])
     if options.command is None:
         parser.print_help()
         return 0
+    options.passed_on = words[end + 1 :]
+    if options.passed_on and not hasattr(options, "runner"):
+        commands[options.command].error(f"{options.passed_on[0]!r}: terra-jax {options.command} passes nothing on")
     overrides = [item for item in rest if item.startswith("--config.")]
     if unknown := [item for item in rest if item not in overrides]:
         commands[options.command].error(f"unknown option {unknown[0]!r}")
@@ -41,11 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
+    from data_pipelines.memory import keep_freed_memory
     from terra_jax import registry
     from terra_jax.training.config import load_config
     from terra_jax.training.loop import train
 
     config = load_config(options.config, overrides)
+    keep_freed_memory()
     train(registry.experiment(config), config, options.workdir)
 
 
@@ -148,7 +156,7 @@ def _audit(options: argparse.Namespace, _: list[str]) -> None:
 
     _check_outputs(options.json, options.png)
     _check_counts(options)
-    source = open_source(options.source, path=options.path, samples=options.samples, keep_nodata=True)
+    source = open_source(options.source, path=options.path, samples=options.samples, keep_nodata=True, check=False)
     report = audit(source, threads=options.threads).as_json()
     print(audit_table(report))
     if options.json:
@@ -184,6 +192,10 @@ def _stats(options: argparse.Namespace, _: list[str]) -> None:
     remove_shares(options.out)
 
 
+def _prepare(options: argparse.Namespace, _: list[str]) -> None:
+    prepare_options.run(options, DRAWN_TILE)
+
+
 def _check_outputs(json: Path | None, png: Path | None) -> None:
     """Refuse before the work what could not be written after it."""
     for path, suffix in ((json, ".json"), (png, ".png")):
@@ -198,6 +210,19 @@ def _check_counts(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value} is too small; use 1 or more")
+
+
+def _doctor(options: argparse.Namespace, overrides: list[str]) -> None:
+    from terra_jax import registry
+    from terra_jax.training.config import load_config, write_json
+    from terra_jax.training.doctor import diagnose, diagnosis_table
+
+    _check_outputs(options.json, None)
+    config = load_config(options.config, overrides)
+    diagnosis = diagnose(registry.experiment(config), config)
+    print(diagnosis_table(diagnosis))
+    if options.json:
+        write_json(options.json, diagnosis.as_json())
 
 
 def _models(options: argparse.Namespace, _: list[str]) -> None:
@@ -405,6 +430,25 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--process", type=_share, default=(0, 1), metavar="I/N", help="this process among those that share --out"
     )
     stats.add_argument("--strict", action="store_true", help="stop at a sample that cannot be read")
+
+    doctor = command(
+        "doctor",
+        _doctor,
+        "Measure every stage of a run on this machine: which one holds it up, and what to change.",
+        """\
+        Reads, transforms, copies and steps with the config's own data, model and batch; nothing is written.
+        examples:
+          terra-jax doctor --config terrafm/nano
+          terra-jax doctor --config terrafm/small --json doctor.json --config.data.source=geotiff \\
+              --config.data.path=tiles""",
+    )
+    _add_config(doctor)
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+
+    prepare = command("prepare", _prepare, prepare_options.SUMMARY, prepare_options.EPILOG)
+    _add_source(prepare)
+    prepare.add_argument("--process", type=_share, metavar="I/N", help="this run among those that share --out")
+    prepare_options.add_options(prepare)
 
     command("models", _models, "List the models and their sizes.", "example:\n  terra-jax models")
     return parser, commands

@@ -111,6 +111,7 @@ def runner(cache: Path) -> Command:
             redirect_stderr(err),
             quick_compilation(cache),
             patch("terra_jax.training.loop.make_mesh", one_device),
+            patch("terra_jax.training.doctor.make_mesh", one_device),
         ):
             try:
                 status = main([str(argument) for argument in arguments])

@@ -1,12 +1,14 @@
-"""Time a model family against an independent PyTorch implementation of it, doing the same work.
+"""Time a model family, or the data path, against an independent PyTorch implementation doing the same work.
 
     python tools/benchmark.py terrafm --json terrafm.json
     python tools/benchmark.py tokenizers --json tokenizers.json
     python tools/benchmark.py skysense --json skysense.json
+    python tools/benchmark.py data --json data.json
 
 Every figure comes from a fresh process, the two sides take turns and are never in memory together, both have the same
 number of threads and compute in float32. PyTorch runs eagerly and through torch.compile, each with its fused
 attention; the faster one counts. A ratio is terra_jax / PyTorch of neighbouring runs: below 1 terra_jax is faster.
+Of data, the samples that one core reads in a second from every format stand beside a PyTorch DataLoader's.
 """
 
 import argparse
@@ -16,19 +18,17 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import benchmark_data
+from benchmark_process import BenchmarkError, environment, machine, say
+
 TOOLS = Path(__file__).resolve().parent
 VARIANTS = ("eager", "compile")
 DEPTHS = (12, 24)
-
-
-class BenchmarkError(Exception):
-    """Anything that keeps a benchmark from being taken; one line."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The full run takes about an hour on two quiet cores; figures of a busy machine mean little.",
     )  # fmt: skip
-    parser.add_argument("family", choices=[*FAMILIES], help="what to time")
+    parser.add_argument("family", choices=[*FAMILIES, "data"], help="what to time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs of both sides per row (default 5)")
     sizes = sorted({size for family in FAMILIES.values() for size in family.sizes})
@@ -131,15 +131,23 @@ def main() -> int:
     parser.add_argument(
         "--torch-python", default=sys.executable, metavar="PYTHON", help="interpreter with PyTorch (default: this one)"
     )
+    parser.add_argument("--tiles", type=Path, metavar="DIR", help="of data: samples made of these tiles, not drawn")
     options = parser.parse_args()
+    if options.family == "data":
+        return finish(options, benchmark_data.run, benchmark_data.table)
     family = FAMILIES[options.family]
     options.rows = options.rows or ",".join(family.rows)
     options.size = options.size or family.sizes[-1]
     if options.quick:
         options.size, options.pairs, options.batch, options.rows = "nano", 1, 2, ",".join(family.quick)
+    return finish(options, run, table)
+
+
+def finish(options: argparse.Namespace, take: Callable[..., dict[str, Any]], show: Callable[..., str]) -> int:
+    """Take the figures, print them and write them."""
     try:
-        result = run(options)
-        print(table(result))
+        result = take(options)
+        print(show(result))
         if options.json:
             temporary = options.json.with_name(options.json.name + ".tmp")
             temporary.write_text(json.dumps(result, indent=1) + "\n")
@@ -258,32 +266,6 @@ def side(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> di
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def environment(threads: int) -> dict[str, str]:
-    """The environment of either side: thread counts fixed, one CPU device, no cache of compiled programs."""
-    dropped = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES")
-    inherited = {key: value for key, value in os.environ.items() if key not in dropped}
-    path = os.pathsep.join(filter(None, [str(TOOLS.parent), inherited.get("PYTHONPATH")]))
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    return {**inherited, **counts, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = named[0].split(":")[1].strip() if named else model
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
-        "load_before": os.getloadavg()[0],
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def table(result: dict[str, Any]) -> str:
     """The figures as text."""
     facts, versions = result["machine"], result["versions"]
@@ -317,11 +299,6 @@ def table(result: dict[str, Any]) -> str:
 def _options(result: Mapping[str, Any]) -> str:
     """Those that only training has."""
     return f", batch {result['batch']}, remat {result['remat']}" if FAMILIES[result["family"]].trains else ""
-
-
-def say(message: str) -> None:
-    """Report progress."""
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

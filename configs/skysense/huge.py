@@ -22,11 +22,14 @@ def get_config() -> ConfigDict:
             "data": {
                 "source": "procedural_series",
                 "path": "",
+                "mixture": "",  # instead of source and path, as "0.8 geotiff_series DIR; 0.2 ssl4eo DIR where lat > 0"
+                "filter": "",  # of training places, as "climate == tropical and lat > 0"
                 "samples": 1_000_000,  # of the procedural Earth; files have as many as they have
                 "modalities": ("HR", "S2L2A", "S1GRD"),
                 "tile": 64,  # HR 2048
                 "frames": {"S2L2A": 60, "S1GRD": 13},  # of a procedural place; the corpus has 65 and 13 on average
                 "balance": 0.0,  # the paper draws places alike
+                "stratify": "scene",  # columns that make strata: scene (land cover), climate, region, ...
                 "ocean": 1.0,  # and thins nothing
                 "regions": {
                     "rows": 4096,
@@ -34,7 +37,8 @@ def get_config() -> ConfigDict:
                     "overflow": "share",  # unknown; a corpus of more regions than rows must not stop the run
                 },
                 "strict": False,
-                "cache": False,
+                "cache": False,  # keep samples in memory
+                "index_cache": "",  # folder that keeps the indices of TerraMesh's tars between runs
                 "threads": 16,
             },
             "views": {

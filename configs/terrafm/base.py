@@ -21,14 +21,19 @@ def get_config() -> ConfigDict:
             "data": {
                 "source": "procedural",
                 "path": "",
+                "mixture": "",  # instead of source and path, as "0.8 terramesh DIR; 0.2 records DIR where cloud < 20"
+                "filter": "",  # of training samples, as "cloud < 20 and scene in (crops, built)"
                 "samples": 1_000_000,  # of the procedural Earth; files have as many as they have
                 "modalities": ("S2L2A", "S2L1C", "S1RTC"),
                 "tile": 534,
-                "balance": 0.5,  # inferred: sampling probability ~ land-cover frequency ** -balance
+                "balance": 0.5,  # inferred: sampling probability ~ frequency of the stratum ** -balance
+                "stratify": "scene",  # columns that make strata: scene (land cover), climate, region, ...
                 "ocean": 0.02,  # share of open-sea tiles that is kept
                 "frequent": 0.5,  # inferred: the commonest classes that cover this share of tiles are "frequent"
+                "frequent_classes": "",  # instead: a land_cover.json of `terra-jax prepare`, or "trees, rangeland"
                 "strict": False,
-                "cache": False,
+                "cache": False,  # keep samples in memory
+                "index_cache": "",  # folder that keeps the indices of TerraMesh's tars between runs
                 "threads": 16,
             },
             "views": {

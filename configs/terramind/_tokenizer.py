@@ -32,13 +32,17 @@ def public(name: str, *, samples: int, epochs: int, sizes: tuple[int, ...], batc
             "data": {
                 "source": "procedural",
                 "path": "",
+                "mixture": "",  # instead of source and path, as "0.8 terramesh DIR; 0.2 records DIR where cloud < 20"
+                "filter": "",  # of training samples, as "cloud < 20 and scene in (crops, built)"
                 "samples": 1_000_000,  # of the procedural Earth; files have as many as they have
                 "modalities": (name,),
                 "tile": 264,
-                "balance": 0.0,  # sampling probability ~ land-cover frequency ** -balance
+                "balance": 0.0,  # sampling probability ~ frequency of the stratum ** -balance
+                "stratify": "scene",  # columns that make strata: scene (land cover), climate, region, ...
                 "ocean": 1.0,  # share of open-sea tiles that is kept
                 "strict": False,
-                "cache": False,
+                "cache": False,  # keep samples in memory
+                "index_cache": "",  # folder that keeps the indices of TerraMesh's tars between runs
                 "threads": 16,
             },
             "views": {"sizes": sizes, "scale": (0.8, 1.0), "flip": 0.5},

@@ -17,6 +17,7 @@ from data_pipelines.radiometry import require, to_native_grids
 from data_pipelines.recipes.spec import ArraySpec
 from data_pipelines.regions import RegionTable
 from data_pipelines.sample import Raster, Sample
+from data_pipelines.sources.assembly import check_complete
 from data_pipelines.transforms.cuts import random_cut
 from data_pipelines.transforms.paired_crops import check_scale, overlapping_boxes
 from data_pipelines.transforms.series import acquisition_times, evenly_spaced, random_frames, random_sub_series
@@ -275,6 +276,8 @@ def _series_arrays(tile: Sample, name: str, kept: np.ndarray, shipped: int, pixe
 def _native(tile: Sample, name: str) -> Raster:
     table, raster = modality(name), tile.rasters[name]
     require(raster, table.unit, f"sample {tile.key}: {name}")
+    for grid in raster.grids.values():
+        check_complete(name, grid, f"sample {tile.key}: {name}", keep_nodata=False)
     held = {gsd: grid.shape[-3] for gsd, grid in raster.grids.items()}
     native = all(held.get(gsd) == len(table.grids[gsd]) for gsd in _grids(name))
     return raster if native else to_native_grids(name, raster)

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data_pipelines.errors import DataError
 from data_pipelines.modalities import modality
 from data_pipelines.radiometry import require, to_native_grids
 from data_pipelines.recipes.spec import ArraySpec
 from data_pipelines.sample import Raster, Sample
+from data_pipelines.sources.assembly import check_complete
 
 LeftOut = Mapping[str, Sequence[str]]
 """Modality -> names of bands that are not shipped."""
@@ -37,7 +39,8 @@ def tile_arrays(
     """The arrays of `tile_spec`; zeros for modalities that the sample lacks.
 
     Raises:
-        DataError: if a raster has another unit than the modality table says.
+        DataError: if a raster has another unit than the modality table says, NaN (nothing masks it), or 20 m and 60 m
+            bands that are no copies of such pixels.
     """
     arrays = {}
     for name in modalities:
@@ -65,4 +68,9 @@ def _shipped(name: str, left_out: LeftOut | None) -> dict[int, list[int]]:
 def _native(key: str, name: str, raster: Raster) -> Raster:
     table = modality(name)
     require(raster, table.unit, f"sample {key}: {name}")
-    return raster if set(raster.grids) == set(table.grids) else to_native_grids(name, raster)
+    for grid in raster.grids.values():
+        check_complete(name, grid, f"sample {key}: {name}", keep_nodata=False)
+    try:
+        return raster if set(raster.grids) == set(table.grids) else to_native_grids(name, raster)
+    except DataError as error:
+        raise DataError(f"sample {key}: {error}") from error

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +20,7 @@ _SOURCES = {
         "data_pipelines.sources.procedural.series:ProceduralSeries",
         ("samples", "tile", "seed", "modalities", "frames"),
     ),
-    "geotiff": ("data_pipelines.sources.geotiff:GeoTiffSource", _FILES),
+    "geotiff": ("data_pipelines.sources.geotiff:GeoTiffSource", (*_FILES, "check")),
     "geotiff_series": ("data_pipelines.sources.geotiff_series:GeoTiffSeriesSource", _FILES),
     "records": ("data_pipelines.sources.records:RecordsSource", _FILES),
     "terramesh": ("data_pipelines.sources.terramesh:TerraMeshSource", (*_FILES, "cache", "keep_nodata")),
@@ -45,6 +45,7 @@ class Index:
         region: `grid.region_of` the centres, int32.
         split: "train", "val" or "test", str.
         scene: dominant class, an index into `modalities.SCENE_CLASSES`, int8; -1 where unknown.
+        further: name -> what else the source knows: "cloud" in percent (NaN where unknown), "time", ...
     """
 
     keys: np.ndarray
@@ -53,22 +54,53 @@ class Index:
     region: np.ndarray
     split: np.ndarray
     scene: np.ndarray
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {name: len(column) for name, column in vars(self).items()}
+        lengths = {name: len(column) for name, column in {**self.own, **self.further}.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"columns of an index differ in length: {lengths}")
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def own(self) -> dict[str, np.ndarray]:
+        """The columns that every index has, by name."""
+        return {name: column for name, column in vars(self).items() if name != "further"}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that `column` knows."""
+        return ("key", "lon", "lat", "region", "climate", "split", "scene", *self.further)
+
+    def column(self, name: str) -> np.ndarray:
+        """A column by name; "climate" is `grid.climate_of` the latitudes.
+
+        Raises:
+            DataError: if there is none, naming those that there are.
+        """
+        if name not in self.columns:
+            raise DataError(f"unknown column {name!r} of the index; it has {', '.join(self.columns)}")
+        if name == "climate":
+            return grid.climate_of(self.lat)
+        return self.further[name] if name in self.further else self.own["keys" if name == "key" else name]
+
     def take(self, positions: np.ndarray | Sequence[int]) -> "Index":
         """The rows at some positions."""
-        return Index(**{name: column[np.asarray(positions, np.int64)] for name, column in vars(self).items()})
+        rows = np.asarray(positions, np.int64)
+        further = {name: column[rows] for name, column in self.further.items()}
+        return Index(**{name: column[rows] for name, column in self.own.items()}, further=further)
 
     @classmethod
     def at(
-        cls, keys: Sequence[str], lon: np.ndarray, lat: np.ndarray, scene: np.ndarray | None = None, split_seed: int = 0
+        cls,
+        keys: Sequence[str],
+        lon: np.ndarray,
+        lat: np.ndarray,
+        scene: np.ndarray | None = None,
+        split_seed: int = 0,
+        further: Mapping[str, np.ndarray] | None = None,
     ) -> "Index":
         """Index of samples at known places; regions and splits follow from them."""
         lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
@@ -79,6 +111,7 @@ class Index:
             region=grid.region_of(lon, lat),
             split=grid.assign_splits(lon, lat, split_seed),
             scene=np.full(len(lon), -1, np.int8) if scene is None else np.asarray(scene, np.int8),
+            further=further or {},
         )
 
 
@@ -112,6 +145,7 @@ def open_source(
     series: bool = False,
     keep_nodata: bool = False,
     frames: Mapping[str, int] | None = None,
+    check: bool = True,
 ) -> Source:
     """Open a source by name.
 
@@ -126,6 +160,7 @@ def open_source(
         series: all dates of a place in one sample (SSL4EO-S12).
         keep_nodata: yield samples with no-data pixels (NaN) where a corpus has them, instead of refusing them.
         frames: series -> most frames, of the procedural Earth's series.
+        check: refuse a folder of GeoTIFFs if a header shows that a file is wrong; False is for an audit.
 
     Raises:
         DataError: if the name is unknown, with the nearest known ones, or the source cannot be opened.
@@ -137,6 +172,7 @@ def open_source(
     module, _, attribute = target.partition(":")
     options: dict[str, Any] = {"path": path or None, "modalities": modalities, "tile": tile, "samples": samples}
     options |= {"seed": seed, "cache": cache, "series": series, "keep_nodata": keep_nodata, "frames": frames}
+    options["check"] = check
     given = {option: value for option, value in options.items() if value is not None}
     if "path" in takes and not path:
         raise DataError(f"data source {name!r} needs a path: the folder that holds the data")

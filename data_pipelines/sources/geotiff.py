@@ -16,6 +16,7 @@ from rasterio.warp import transform as warp
 from data_pipelines import radiometry
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import LAND_COVER, MODALITIES, OCEAN, SCENE_CLASSES, modality
+from data_pipelines.replication import native_or_fine
 from data_pipelines.sample import Raster, Sample, grid_transform
 from data_pipelines.sources import Index
 
@@ -50,6 +51,7 @@ class GeoTiffSource:
         modalities: read these of each sample and require them; None reads what there is.
         tile: least side of the tiles in pixels; in any case they must all be of one size.
         samples: take only the first so many, by key.
+        check: refuse a folder with a wrong header; False leaves it to `unchecked`, which tells of each file.
 
     Raises:
         DataError: naming the folder or file at fault and the cure.
@@ -63,6 +65,7 @@ class GeoTiffSource:
         modalities: Sequence[str] | None = None,
         tile: int | None = None,
         samples: int | None = None,
+        check: bool = True,
     ):
         self._root = Path(path)
         folders = modality_folders(self._root)
@@ -77,7 +80,7 @@ class GeoTiffSource:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused by name below
             self._files = [{name: paths[key] for name, paths in files.items() if key in paths} for key in keys]
             self._headers = list(pool.map(_read_headers, self._files))
-            self._check_headers(tile)
+            self._check_headers(tile, check)
             scenes = np.asarray(list(pool.map(scene_of, self._files)), np.int8)
         references = [self._reference(i) for i in range(len(keys))]
         lon, lat = centres_of([found[1] if found else None for found in references])
@@ -113,14 +116,21 @@ class GeoTiffSource:
         """
         headers, files = self._headers[i], self._files[i]
         rasters, flags = {}, {}
+        reference = self._reference(i)
         for name in (name for name in self._used if name in files):
+            try:
+                if name in headers and reference is not None:
+                    check_header(name, headers[name], reference)
+            except DataError as error:
+                flags[name] = [f"header: {error}"]
+                continue
             try:
                 rasters[name], flags[name] = _read_unchecked(name, files[name], headers)
             except DataError as error:
                 flags[name] = [f"unreadable: {error}"]
         sample = self._sample(i, rasters)
         if not rasters or sample is None:
-            raise DataError(next(iter(flags.values()))[0].partition(": ")[2])
+            raise DataError(next(flag for found in flags.values() for flag in found).partition(": ")[2])
         return sample, flags
 
     def _sample(self, i: int, rasters: Mapping[str, Raster]) -> Sample | None:
@@ -143,11 +153,13 @@ class GeoTiffSource:
         """Modality and header whose grid is the sample's: the first, in table order, that could be opened."""
         return next(((name, self._headers[i][name]) for name in self._used if name in self._headers[i]), None)
 
-    def _check_headers(self, tile: int | None) -> None:
+    def _check_headers(self, tile: int | None, check: bool) -> None:
         used = [(name, header[name]) for header in self._headers for name in self._used if name in header]
         if not used:
             first = next(iter(self._files[0].values()))
             raise DataError(f"none of the files in {self._root} can be read ({first} the first); copy them again")
+        if not check:
+            return
         for headers in self._headers:
             present = {name: headers[name] for name in self._used if name in headers}
             for name, header in present.items():
@@ -364,11 +376,7 @@ def _read_pixels(path: Path) -> tuple[np.ndarray, float | None, tuple[str, ...]]
 def _read_raster(name: str, path: Path, headers: dict[str, Header]) -> Raster:
     table = modality(name)
     stored = as_stored(path, read_checked(name, path), table.dtype)
-    raster = Raster({10: stored}, table.unit, _acquired(name, headers))
-    try:
-        return radiometry.to_native_grids(name, raster)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    return native_or_fine(name, Raster({10: stored}, table.unit, _acquired(name, headers)))
 
 
 def _read_unchecked(name: str, path: Path, headers: dict[str, Header]) -> tuple[Raster, list[str]]:
@@ -384,9 +392,7 @@ def _read_unchecked(name: str, path: Path, headers: dict[str, Header]) -> tuple[
     with contextlib.suppress(DataError):
         array = as_stored(path, array, table.dtype)
     raster = Raster({10: array}, table.unit, _acquired(name, headers))
-    with contextlib.suppress(DataError):
-        raster = radiometry.to_native_grids(name, raster)
-    return raster, flags
+    return native_or_fine(name, raster), flags
 
 
 def _check_complete(path: Path, array: np.ndarray, nodata: float | None, bands: Sequence[str]) -> None:

@@ -95,7 +95,9 @@ class MajorTomSource:
         self.present = {name: np.array([name in found for found in self._found]) for name in self._used}
         firsts = [next(iter(found.values())) for found in self._found]
         lon, lat = (np.array([float(row[f"centre_{axis}"]) for row in firsts]) for axis in ("lon", "lat"))
-        self.index = Index.at(cells, lon, lat)
+        cloud = [next((_clouds(row) for name, row in f.items() if name.startswith("S2")), np.inf) for f in self._found]
+        further = {"cloud": np.where(np.isfinite(cloud), cloud, np.nan), **self.present}
+        self.index = Index.at(cells, lon, lat, further=further)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -234,7 +236,7 @@ class _ParquetFiles:
             if name not in present:
                 raise DataError(f"{self._storage.name(path)} has no column {name!r}; fetch it again")
         with self._named(path):
-            yield from self._file(path).read([name for name in columns if name in present]).to_pylist()
+            yield from self._file(path).read([n for n in columns if n in present], use_threads=False).to_pylist()
 
     def row(self, path: str, number: int, columns: Sequence[str]) -> dict[str, Any]:
         """Some columns of one row."""

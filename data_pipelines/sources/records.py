@@ -8,11 +8,13 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.grid import assign_splits
-from data_pipelines.modalities import modality
+from data_pipelines.modalities import LAND_COVER, modality
 from data_pipelines.records import decode_sample, read_index, read_manifest
 from data_pipelines.sample import Sample
 from data_pipelines.shards import ShardReader
 from data_pipelines.sources import Index
+
+_OWN = ("key", "lon", "lat", "region", "split", "scene")
 
 
 class RecordsSource:
@@ -20,7 +22,8 @@ class RecordsSource:
 
     Args:
         path: folder that `records.RecordWriter` wrote.
-        modalities: decode these of each sample and require them; None decodes what there is.
+        modalities: decode these of each sample and require them, but for those that the dataset says may be missing;
+            None decodes what there is.
         tile: least side of the samples in 10 m pixels.
         samples: take only the first so many.
 
@@ -46,7 +49,7 @@ class RecordsSource:
         if not len(columns["key"]):
             raise DataError(f"{self._root} holds no samples; write some with data_pipelines.records")
         self._modalities = None if modalities is None else frozenset(modality(name).name for name in modalities)
-        for name in self._modalities or ():
+        for name in (self._modalities or frozenset()) - set(self.manifest.get("optional", ())):
             self._refuse(columns, columns[name] == 0, f"has no {name}; leave it out of the modalities")
         if tile is not None:
             small = np.minimum(columns["height"], columns["width"]) < tile
@@ -75,14 +78,25 @@ class RecordsSource:
 
 
 def _to_index(columns: dict[str, np.ndarray]) -> Index:
-    """The stored columns, but for the splits of a dataset that is too small to be divided."""
+    """The stored columns, cloud in percent, but for the splits of a dataset that is too small to be divided."""
     everywhere = assign_splits(columns["lon"], columns["lat"])
     undivided = bool((everywhere == "train").all())
+    further = {name: column for name, column in columns.items() if name not in _OWN}
+    text = {name: column.astype(np.str_) for name, column in further.items() if column.dtype.kind == "O"}
     return Index(
         keys=columns["key"].astype(np.str_),
         lon=columns["lon"],
         lat=columns["lat"],
         region=columns["region"],
         split=everywhere if undivided else columns["split"].astype(np.str_),
-        scene=columns["scene"],
+        scene=_scenes(columns),
+        further={**further, **text, "cloud": 100 * columns["cloud"]},
     )
+
+
+def _scenes(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Dominant class of each sample: as it was written, else the land cover that takes up most of it."""
+    numbers = np.array([number for number, name in enumerate(LAND_COVER) if name != "nodata"])
+    cover = np.stack([np.nan_to_num(columns[f"cover_{LAND_COVER[number]}"]) for number in numbers], axis=1)
+    dominant = np.where(cover.any(axis=1), numbers[cover.argmax(axis=1)], -1)
+    return np.where(columns["scene"] < 0, dominant, columns["scene"]).astype(np.int8)

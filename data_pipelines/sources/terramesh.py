@@ -98,7 +98,8 @@ class TerraMeshSource:
         known = _read_metadata(self._storage, files)
         lon, lat = self._places(known)
         self._attributes = [known[key][2] if key in known else {} for key in self._keys]
-        self.index = Index.at(self._keys, lon, lat)
+        cloud = np.array([float(known.get("cloud_cover", np.nan)) for known in self._attributes])
+        self.index = Index.at(self._keys, lon, lat, further={"cloud": cloud, **self.present})
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -252,7 +253,7 @@ def _georeference(
     elif "spatial_ref" in group:
         attributes = group.attributes("spatial_ref")
         epsg = epsg_of(str(attributes.get("crs_wkt", attributes.get("spatial_ref", ""))))
-    if epsg is not None and {"x", "y"} <= set(group.arrays):
+    if epsg is not None and "x" in group and "y" in group:
         x, y = group.read("x").reshape(-1), group.read("y").reshape(-1)
         if (len(y), len(x)) != shape:
             raise DataError(f"{group.name} has {len(y)} x {len(x)} coordinates for {shape} pixels")
@@ -293,7 +294,7 @@ def _read_metadata(storage: Storage, files: Iterable[str]) -> dict[str, tuple[fl
                 if key is None or not {"center_lon", "center_lat"} <= names:
                     continue
                 extra = [name for name in ("cloud_cover", "product_id", "grid_cell") if name in names]
-                columns = table.read([key, "center_lon", "center_lat", *extra]).to_pydict()
+                columns = table.read([key, "center_lon", "center_lat", *extra], use_threads=False).to_pydict()
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{storage.name(path)} cannot be read as a table; fetch it again or remove it") from error
         for n, name in enumerate(columns[key]):

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import modality
@@ -26,7 +25,7 @@ from data_pipelines.sample import Raster, Sample
 from data_pipelines.sources import Index
 from data_pipelines.sources.assembly import epsg_of, reading, to_raster, wanted_modalities
 from data_pipelines.sources.geotiff_bytes import decode_geotiff
-from data_pipelines.storage import Read, Storage
+from data_pipelines.storage import Read, Storage, read_parquet
 
 _HEADER = struct.Struct("<2s3Q")
 _MARKS = (b"#y", b"WX")  # of a whole file, and of one part of several
@@ -100,7 +99,7 @@ class TortillaSource:
         if len(set(keys)) != len(keys):
             keys = [f"{Path(row['file']).stem}/{key}" for row, key in zip(self._rows, keys, strict=True)]
         places = np.array([_place(row) for row in self._rows], np.float64).reshape(-1, 2)
-        self.index = Index.at(keys, places[:, 0], places[:, 1])
+        self.index = Index.at(keys, places[:, 0], places[:, 1], further=_columns(self._rows))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -190,7 +189,7 @@ def _footer(read: Read, size: int, name: str) -> list[dict[str, Any]]:
     if offset + length > size or length > _FOOTER_BYTES:
         raise DataError(f"{name} is truncated: its footer ends at byte {offset + length} of {size}; fetch it again")
     try:
-        rows = pq.read_table(io.BytesIO(read(offset, length))).to_pylist()
+        rows = read_parquet(io.BytesIO(read(offset, length))).to_pylist()
         for row in rows:
             start, held = int(row["tortilla:offset"]), int(row["tortilla:length"])
             if not (min(start, held) >= 0 and start + held <= size and isinstance(row["tortilla:id"], str)):
@@ -218,6 +217,18 @@ def _place(row: Mapping[str, Any]) -> tuple[float, float]:
 def _time(row: Mapping[str, Any]) -> np.datetime64 | None:
     start = row.get("stac:time_start")
     return None if start is None or not np.isfinite(start) else np.datetime64(int(start), "s")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The plain values that all samples have, by name; the benchmark's own split as "data_split"."""
+    described = [_attributes(row) for row in rows]
+    shared = [
+        name
+        for name in described[0]
+        if all(name in one and type(one[name]) is type(described[0][name]) for one in described)
+    ]
+    columns = {name: np.array([one[name] for one in described]) for name in shared}
+    return {"data_split" if name == "split" else name: column for name, column in columns.items()}
 
 
 def _attributes(row: Mapping[str, Any]) -> dict[str, float | int | str | bool]:

@@ -1,5 +1,6 @@
 """The same data as TensorFlow Datasets, without TensorFlow: for tools that speak TFDS. Training reads records."""
 
 from data_pipelines.tfds.builder import EarthSamples, to_sample
+from data_pipelines.tfds.labelled import LabelledEarth
 
-__all__ = ["EarthSamples", "to_sample"]
+__all__ = ["EarthSamples", "LabelledEarth", "to_sample"]

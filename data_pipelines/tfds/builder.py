@@ -43,28 +43,28 @@ class EarthSamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         super().__init__(**{"file_format": "array_record", **options})
 
     def _info(self) -> tfds.core.DatasetInfo:
-        first = self._source[0]
-        features = tfds.features.FeaturesDict(
-            {
-                "key": tfds.features.Text(),
-                "lon": _tensor((), np.float64),
-                "lat": _tensor((), np.float64),
-                "epsg": _tensor((), np.int32),
-                "transform": _tensor((6,), np.float64),
-                "rasters": {
-                    f"{name}_{gsd}": _tensor(grid.shape, grid.dtype)
-                    for name, raster in first.rasters.items()
-                    for gsd, grid in raster.grids.items()
-                },
-                "time": {name: _tensor((), np.int64) for name in first.rasters},
-            }
-        )
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Co-registered Earth-observation samples of the source {self._source.name}.",
-            features=features,
+            features=tfds.features.FeaturesDict(self._features(self._source[0])),
             license=self._licence,
         )
+
+    def _features(self, first: Sample) -> dict[str, Any]:
+        """Of the examples, as the first sample has them."""
+        return {
+            "key": tfds.features.Text(),
+            "lon": tensor((), np.float64),
+            "lat": tensor((), np.float64),
+            "epsg": tensor((), np.int32),
+            "transform": tensor((6,), np.float64),
+            "rasters": {
+                f"{name}_{gsd}": tensor(grid.shape, grid.dtype)
+                for name, raster in first.rasters.items()
+                for gsd, grid in raster.grids.items()
+            },
+            "time": {name: tensor((), np.int64) for name in first.rasters},
+        }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         splits = self._source.index.split
@@ -73,7 +73,7 @@ class EarthSamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
         for i in indices:
             sample = self._source[int(i)]
-            yield sample.key, _to_example(sample)
+            yield sample.key, to_example(sample)
 
 
 def to_sample(example: Mapping[str, Any]) -> Sample:
@@ -98,12 +98,17 @@ def to_sample(example: Mapping[str, Any]) -> Sample:
     )
 
 
-def _tensor(shape: tuple[int, ...], dtype: Any) -> tfds.features.Tensor:
+def tensor(shape: tuple[int, ...], dtype: Any) -> tfds.features.Tensor:
     """Kept as bytes: fast, and exact where TFDS's own encoding would round float64 to float32."""
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
 
-def _to_example(sample: Sample) -> dict[str, Any]:
+def to_example(sample: Sample) -> dict[str, Any]:
+    """What `EarthSamples` writes of a sample.
+
+    Raises:
+        DataError: if a raster has another unit than the modality table says, or is a series.
+    """
     rasters: dict[str, np.ndarray] = {}
     times: dict[str, np.ndarray] = {}
     for name, raster in sample.rasters.items():

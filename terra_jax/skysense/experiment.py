@@ -29,7 +29,7 @@ from terra_jax.skysense.inputs import MODALITIES
 from terra_jax.skysense.objective import SkySenseObjective
 from terra_jax.skysense.variants import HR_PIXELS, WHOLE
 from terra_jax.skysense.views import whole_tiles
-from terra_jax.training.data import open_data, training_indices, training_stream
+from terra_jax.training.data import open_data, training_indices, training_stream, unlabelled
 from terra_jax.training.experiment import Experiment
 from terra_jax.training.metrics import read_csv
 from terra_jax.training.objective import Bind, Params
@@ -204,7 +204,7 @@ def make_evaluator(
     if min(len(bank), len(queries)) < FEWEST_TILES:
         return None, (
             f"not applicable: {len(bank)} labelled tiles of seen regions and {len(queries)} of unseen ones, "
-            f"at least {FEWEST_TILES} of each are needed"
+            f"at least {FEWEST_TILES} of each are needed{unlabelled(source)}"
         )
     recipe = tile_recipe(config, regions)
     size, pixels = config.evaluation.batch_size, config.evaluation.pixels

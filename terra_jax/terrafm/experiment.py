@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import sampling
 from data_pipelines.errors import DataError
+from data_pipelines.land_cover import read_frequent
 from data_pipelines.loader import one_pass
 from data_pipelines.recipes.terrafm import TerraFMRecipe, TileRecipe
 from data_pipelines.sample import Sample
@@ -24,7 +25,7 @@ from terra_jax.nn.precision import compute_dtype
 from terra_jax.terrafm.evaluation import LandCoverKNN
 from terra_jax.terrafm.objective import TerraFMObjective, standardised_views
 from terra_jax.terrafm.variants import VARIANTS
-from terra_jax.training.data import open_data, training_indices, training_stream
+from terra_jax.training.data import frequencies, open_data, training_indices, training_stream, unlabelled
 from terra_jax.training.experiment import Experiment
 from terra_jax.training.metrics import read_csv
 from terra_jax.training.objective import Bind, Params
@@ -50,7 +51,7 @@ def experiment(config: ConfigDict) -> Experiment:
         local_scale=tuple(config.views.local_scale),
         modalities_per_view=config.views.modalities_per_view,
         draw=config.views.draw,
-        frequent=sampling.frequent_classes(source.index.scene[training], config.data.frequent),
+        frequent=_frequent_classes(config, source, training),
         batch_size=config.batch_size,
         seed=config.seed,
     )
@@ -69,6 +70,14 @@ def experiment(config: ConfigDict) -> Experiment:
         evaluators={"knn": partial(evaluate, knn)} if knn else {},
         report=partial(_report, config, source, objective, knn, reason, latest),
     )
+
+
+def _frequent_classes(config: ConfigDict, source: Source, training: np.ndarray) -> tuple[int, ...]:
+    """Land cover that dual centring takes for frequent: what the config names, else what training tiles show."""
+    if config.data.frequent_classes:
+        return read_frequent(config.data.frequent_classes)
+    scene = source.index.scene[training]
+    return sampling.frequent_classes(scene, config.data.frequent, frequencies(source, training))
 
 
 def evaluate(config: ConfigDict, encoder: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def make_evaluator(
     if min(len(bank), len(queries)) < FEWEST_TILES:
         return None, (
             f"not applicable: {len(bank)} labelled tiles of seen regions and {len(queries)} of unseen ones, "
-            f"at least {FEWEST_TILES} of each are needed"
+            f"at least {FEWEST_TILES} of each are needed{unlabelled(source)}"
         )
 
     recipe = TileRecipe(objective.modalities, config.data.tile)

@@ -4,8 +4,7 @@ The host reads and decides where to cut; one compiled function a modality cuts, 
 """
 
 import difflib
-import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from data_pipelines import radiometry
 from data_pipelines.errors import DataError
+from data_pipelines.jobs import digest_of
 from data_pipelines.modalities import Unit, modality
 from data_pipelines.recipes.tiles import tile_arrays
 from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
 from data_pipelines.tokens import TokenJob, TokenRecord, TokenWriter
 from data_pipelines.transforms.crops import Crop, crop_setting
-from data_pipelines.work import Progress, run_ahead
+from data_pipelines.work import Progress, SoundReader
 from terra_jax.errors import ConfigError
 from terra_jax.nn.resizing import band_order, crop_resize
 from terra_jax.parallel.mesh import make_mesh
@@ -37,8 +37,6 @@ from terra_jax.terramind.tokenizer import Tokenizer
 from terra_jax.terramind.variants import TOKENIZERS, TokenizerVariant
 
 COORDINATES = "coords"
-BROKEN = 16
-"""Unreadable samples in a row after which the data counts as out of reach, not as a few bad files."""
 
 
 def tokenise(
@@ -90,9 +88,8 @@ def tokenise(
     mesh = make_mesh(devices=jax.local_devices())
     if batch_size < 1 or batch_size % mesh.size:
         raise ConfigError(f"--batch-size {batch_size} does not divide among {mesh.size} devices; use a multiple of it")
-    digest_of_keys = hashlib.sha256("\n".join(source.index.keys.tolist()).encode()).hexdigest()[:32]
     job = TokenJob(
-        source={"name": source.name, "keys": digest_of_keys, **(origin or {})},
+        source={"name": source.name, "keys": digest_of(source.index.keys.tolist()), **(origin or {})},
         tokenizers=_cards(tokenizers, coordinates),
         size=size,
         settings=settings,
@@ -109,7 +106,7 @@ def tokenise(
     batches = _Batches(by_modality, coordinates, job, batch_size, mesh)
     with Progress(sum(samples.values()), done, say) as progress, ThreadPoolExecutor(threads) as pool:
         for shard in missing:
-            reader = _Reader(source, job, tuple(by_modality), strict)
+            reader = SoundReader(partial(_prepare, source, job, tuple(by_modality)), source.index.keys, strict)
             records: list[TokenRecord] = []
             with closing(reader.read(job.positions(shard), pool, ahead=2 * batch_size)) as prepared:
                 for batch in _grouped(prepared, batch_size):
@@ -184,42 +181,17 @@ class _Prepared:
     arrays: Mapping[str, np.ndarray]
 
 
-class _Reader:
-    """Reads the samples of a shard in order, and keeps account of those that cannot be read."""
-
-    def __init__(self, source: Source, job: TokenJob, modalities: Sequence[str], strict: bool):
-        self.kept: list[int] = []
-        self.left_out: dict[str, str] = {}
-        self._source, self._job, self._modalities, self._strict = source, job, modalities, strict
-
-    def read(self, positions: Sequence[int], pool: ThreadPoolExecutor, ahead: int) -> Generator[_Prepared, None, None]:
-        """Readable samples, up to `ahead` of them prepared before they are asked for."""
-        in_a_row = 0
-        for i, future in zip(positions, run_ahead(pool, self._prepare, positions, ahead), strict=True):
-            try:
-                prepared = future.result()
-            except DataError as error:
-                in_a_row += 1
-                if self._strict:
-                    raise
-                if in_a_row == BROKEN:
-                    raise DataError(f"{error} ({BROKEN} samples in a row could not be read)") from error
-                self.left_out[str(self._source.index.keys[i])] = str(error)
-                continue
-            in_a_row = 0
-            self.kept.append(i)
-            yield prepared
-
-    def _prepare(self, i: int) -> _Prepared:
-        sample, job = self._source[i], self._job
-        crops = (
-            crop_setting(sample.key, setting, sample.shape, job.size, scale=job.scale, seed=job.seed)
-            for setting in range(job.settings)
-        )
-        for name in self._modalities:
-            _check_pixels(sample, name)
-        arrays = tile_arrays(sample, self._modalities, min(sample.shape))
-        return _Prepared(sample.key, sample.lon, sample.lat, sample.shape, tuple(crops), arrays)
+def _prepare(source: Source, job: TokenJob, modalities: Sequence[str], i: int) -> _Prepared:
+    """Read sample `i` and decide where it is cut."""
+    sample = source[i]
+    crops = (
+        crop_setting(sample.key, setting, sample.shape, job.size, scale=job.scale, seed=job.seed)
+        for setting in range(job.settings)
+    )
+    for name in modalities:
+        _check_pixels(sample, name)
+    arrays = tile_arrays(sample, modalities, min(sample.shape))
+    return _Prepared(sample.key, sample.lon, sample.lat, sample.shape, tuple(crops), arrays)
 
 
 def _check_pixels(sample: Sample, name: str) -> None:
@@ -305,10 +277,10 @@ def _tokens_of_crops(
 def _finished(writer: TokenWriter, say: Callable[[str], Any]) -> bool:
     manifest = writer.finish()
     if manifest is None:
-        say(f"{writer.root}: this process is done, others are not; the last one writes the manifest")
+        say(f"{writer}: this process is done, others are not; the last one writes the manifest")
         return False
     left_out = f"; {len(manifest['left_out'])} left out, named in manifest.json" if manifest["left_out"] else ""
-    say(f"{writer.root}: {manifest['records']} records of {manifest['samples']} samples{left_out}")
+    say(f"{writer}: {manifest['records']} records of {manifest['samples']} samples{left_out}")
     return True
 
 

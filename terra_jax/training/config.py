@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "data.path",
     "data.threads",
     "data.cache",
+    "data.index_cache",
     "data.strict",
 )
 """What a run may be resumed with another value of; anything else makes it another run."""

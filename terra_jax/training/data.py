@@ -7,45 +7,92 @@ from ml_collections import ConfigDict
 
 from data_pipelines import sampling
 from data_pipelines.loader import Loader, Recipe
-from data_pipelines.sources import Source, open_source
+from data_pipelines.mixture import Mixture
+from data_pipelines.sources import Index, Source, open_source
 from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sources.mixed import MixedSource, parse_mixture
+from terra_jax.errors import ConfigError
 from terra_jax.training.experiment import BatchStream
 
 
 def open_data(config: ConfigDict) -> Source:
-    """The source that a config names, with the modalities of the run."""
+    """The source that a config names, or the mixture of sources, with the modalities of the run.
+
+    Raises:
+        ConfigError: if the config names a path and a mixture.
+    """
     data = config.data
-    made = data.source in ("procedural", "procedural_series")
+    if not data.mixture:
+        return _open(config, data.source, data.path)
+    if data.path:
+        raise ConfigError(f"data.path={data.path} and data.mixture={data.mixture!r} are both given; leave one out")
+    entries = parse_mixture(data.mixture)
+    return MixedSource([_open(config, e.source, e.path) for e in entries], [e.weight for e in entries])
+
+
+def _open(config: ConfigDict, name: str, path: str) -> Source:
+    data = config.data
+    made = name in ("procedural", "procedural_series")
     source = open_source(
-        data.source,
-        path=data.path,
+        name,
+        path=path,
         modalities=tuple(data.modalities),
         tile=data.tile if made else None,
         samples=data.samples if made else None,
         seed=config.seed,
+        cache=data.index_cache or None,
+        series="frames" in data,  # families that train on series say how many frames
         frames=data.frames.to_dict() if "frames" in data else None,
     )
     return CachedSource(source) if data.cache else source
 
 
 def training_indices(source: Source, config: ConfigDict) -> np.ndarray:
-    """Positions of the training samples: seen regions, the open sea thinned, land cover balanced."""
-    train = sampling.select(source.index, split="train")
-    kept = sampling.thin_ocean(source.index, config.data.ocean, config.seed, train)
+    """Positions of the training samples: seen regions, filtered, the open sea thinned, strata balanced.
+
+    Corpora of a mixture are treated one by one: each gives what it would give alone.
+
+    Raises:
+        DataError: naming the split or the filter that leaves nothing.
+    """
+    if not isinstance(source, MixedSource):
+        return _chosen(source.index, config, [config.data.filter])
+    filters = [[config.data.filter, entry.filter] for entry in parse_mixture(config.data.mixture)]
+    parts = [_chosen(corpus.index, config, given) for corpus, given in zip(source.corpora, filters, strict=True)]
+    return np.concatenate([part + start for part, start in zip(parts, source.starts, strict=False)])
+
+
+def frequencies(source: Source, indices: np.ndarray) -> np.ndarray | None:
+    """How often each training sample occurs relative to the others; None: all equally often."""
+    return source.shares(indices) if isinstance(source, MixedSource) else None
+
+
+def unlabelled(source: Source) -> str:
+    """What to add to a message where no sample's land cover is known before it is read; else nothing."""
+    known = not len(source) or bool((source.index.scene >= 0).any())
+    return "" if known else f"; the index of {source.name} knows no land cover, that of `terra-jax prepare` does"
+
+
+def _chosen(index: Index, config: ConfigDict, filters: list[str]) -> np.ndarray:
+    data = config.data
+    train = sampling.select(index, split="train", matching=" and ".join(filter(None, filters)))
+    kept = sampling.thin_ocean(index, data.ocean, config.seed, train)
     chosen = kept if len(kept) else train
-    return chosen[sampling.balanced_indices(source.index.scene[chosen], config.data.balance, config.seed)]
+    strata = sampling.strata(index.take(chosen), [name.strip() for name in data.stratify.split(",") if name.strip()])
+    return chosen[sampling.balanced_indices(strata, data.balance, config.seed)]
 
 
 def training_stream(
     config: ConfigDict, source: Source, recipe: Recipe, indices: np.ndarray
 ) -> Callable[[int, int, int], BatchStream]:
     """What `Experiment.loader` wants: (position, process index, process count) -> stream of batches."""
+    order: np.ndarray | Mixture = source.mixture(indices) if isinstance(source, MixedSource) else indices
 
     def opened(position: int, process_index: int, process_count: int) -> BatchStream:
         return Loader(
             source,
             recipe,
-            indices,
+            order,
             batch_size=config.batch_size,
             seed=config.seed,
             process_index=process_index,

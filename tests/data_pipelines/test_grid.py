@@ -80,3 +80,10 @@ def test_day_of_year():
     days = grid.day_of_year(np.array(["2020-12-31T23:59:59", "2021-12-31", "2021-01-01", "NaT"], "datetime64[s]"))
     assert days.tolist() == [366, 365, 1, 0] and days.dtype == np.int32
     assert grid.day_of_year(np.datetime64("2021-03-01")) == 60
+
+
+def test_climates_are_belts_of_latitude():
+    lat = np.array([0.0, -23.4, 23.5, -34.9, 40.0, 55.0, -66.4, 66.5, -90.0, np.nan])
+    assert grid.climate_of(lat).tolist() == [
+        "tropical", "tropical", "subtropical", "subtropical", "temperate", "boreal", "boreal", "polar", "polar", "",
+    ]  # fmt: skip

@@ -165,6 +165,12 @@ def test_the_index_can_be_filtered_without_pixels(tmp_path):
         assert index["S2L2A_offset_removed"][i] == "1000" and index["S2L1C_offset_removed"][i] == ""
 
 
+@pytest.mark.parametrize("known, cloud", [({"cloud_fraction": 0.25}, 0.25), ({"cloud_cover": 25}, 0.25), ({}, np.nan)])
+def test_clouds_are_a_fraction_in_the_index(known, cloud):
+    row = record_index.index_row(replace(elevation_sample(1), attributes=known), "", None)
+    assert np.array_equal(row["cloud"], cloud, equal_nan=True)
+
+
 def test_fuzz_never_a_crash_nor_a_wrong_pixel():
     """Mutated records, half of them with a checksum that fits: refused, or what was written."""
     rng = np.random.default_rng(0)

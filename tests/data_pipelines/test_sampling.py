@@ -79,3 +79,24 @@ def test_frequent_classes_are_the_fewest_that_cover(scene, coverage):
 def test_half_the_samples():
     assert sampling.frequent_classes(np.array([3] * 5 + [1] * 3 + [2] * 2)) == (3,)
     assert sampling.frequent_classes(np.array([3] * 4 + [1] * 4 + [2] * 2)) == (1, 3)
+
+
+def test_strata_are_told_apart_by_all_their_columns():
+    data = index(200, 100)
+    strata = sampling.strata(data, ["scene", "climate"])
+    pairs = list(zip(data.scene.tolist(), data.column("climate").tolist(), strict=True))
+    assert len(set(strata.tolist())) == len(set(pairs)) == len(set(zip(pairs, strata.tolist(), strict=True)))
+    assert set(sampling.strata(data, []).tolist()) == {0}
+
+
+def test_frequent_classes_weigh_samples():
+    scene = np.array([3] * 5 + [1] * 3)
+    assert sampling.frequent_classes(scene, 0.5) == (3,)
+    assert sampling.frequent_classes(scene, 0.5, np.where(scene == 1, 10.0, 1.0)) == (1,)
+
+
+def test_a_filter_that_leaves_nothing_says_why():
+    data = index(50, 10)
+    assert sampling.select(data, split="train", matching="scene != ocean").max() < 50
+    with pytest.raises(DataError, match=r"filter 'lat > 89' leaves no sample of the split 'train'; loosen it"):
+        sampling.select(data, split="train", matching="lat > 89")

@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise RuntimeError("write() failed: No space left on device; writing there; at byte 4096")
 
     writer = TokenWriter(tmp_path, JOB)
-    monkeypatch.setattr("data_pipelines.tokens.ArrayRecordWriter.close", full)
+    monkeypatch.setattr("data_pipelines.jobs.ArrayRecordWriter.close", full)
     with pytest.raises(DataError, match=r"cannot be written \(write\(\) failed: No space left on device\); make room"):
         commit(writer, 0)
     assert list(contents(tmp_path)) == ["job.json"]

@@ -4,7 +4,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from data_pipelines.work import Progress, run_ahead
+import numpy as np
+import pytest
+
+from data_pipelines.errors import DataError
+from data_pipelines.work import Progress, SoundReader, run_ahead
 
 
 def test_results_come_in_order_and_few_wait():
@@ -37,3 +41,37 @@ def test_progress_is_told_now_and_then(monkeypatch):
     with Progress(10, 4, said.append) as progress:
         progress.add(3)
     assert said and said[0].startswith("7/10 samples") and "samples/s" in said[0]
+
+
+class Counted:
+    """Positions, of which some cannot be read."""
+
+    def __init__(self, *bad: int):
+        self.bad = bad
+
+    def __call__(self, i: int) -> int:
+        if i in self.bad:
+            raise DataError(f"{i} cannot be read")
+        return 10 * i
+
+
+KEYS = np.array([f"k{i}" for i in range(40)])
+
+
+def test_what_cannot_be_read_is_accounted_for():
+    reader = SoundReader(Counted(2, 7), KEYS)
+    with ThreadPoolExecutor(3) as pool:
+        assert list(reader.read(range(1, 9), pool, 4)) == [10, 30, 40, 50, 60, 80]
+    assert reader.kept == [1, 3, 4, 5, 6, 8]
+    assert reader.left_out == {"k2": "2 cannot be read", "k7": "7 cannot be read"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({}, r"^17 cannot be read \(16 samples in a row"), ({"strict": True}, "^2 cannot be read$")]
+)
+def test_too_much_of_it_is_an_error(options, words):
+    with ThreadPoolExecutor(3) as pool:
+        with pytest.raises(DataError, match=words):
+            list(SoundReader(Counted(*range(2, 30)), KEYS, **options).read(range(40), pool, 4))
+        patient = SoundReader(Counted(*range(2, 30)), KEYS, broken=0)
+        assert len(list(patient.read(range(40), pool, 4))) == 12 and len(patient.left_out) == 28

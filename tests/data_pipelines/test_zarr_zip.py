@@ -241,3 +241,30 @@ def test_fuzz_of_what_carries_the_right_checksum(member):
 def test_anything_at_all_is_refused_by_name(data):
     with pytest.raises(DataError, match=r"^a\.zarr\.zip"):
         ZarrZip.of(data, "a.zarr.zip").read("bands")
+
+
+def test_members_of_one_layout_are_told_apart():
+    """What is remembered of one member must not leak into another, nor hide its damage."""
+
+    def group(first: int, size: int = 7) -> bytes:
+        arrays = {
+            "bands": (
+                np.arange(first, first + 3 * size * size, dtype=np.int16).reshape(3, size, size),
+                ("b", "y", "x"),
+            ),
+            "time": (np.asarray([first], np.int64), ("time",)),
+            "band": (np.asarray(["red", "green", "blue"]), ("band",)),
+        }
+        return zarr_zip(arrays, {"time": {"units": "seconds since 1970-01-01"}}, compressor=None)
+
+    members = [group(first) for first in (0, 5, 1000)] + [group(7, size=5), group(0)]
+    for _ in range(2):
+        for first, data in zip((0, 5, 1000, 7, 0), members, strict=True):
+            found = ZarrZip.of(data, "a.zarr.zip")
+            assert found.read("bands").flat[0] == first and found.read("time").tolist() == [first]
+            assert found.read("band").tolist() == ["red", "green", "blue"] and len(found.arrays) == 3
+    for spoilt in (members[1].index(b'"shape"'), members[1].index(b"green"[:1] + b"\0\0\0r")):
+        damaged = bytearray(members[1])
+        damaged[spoilt + 2] ^= 1
+        with pytest.raises(DataError, match=r"a\.zarr\.zip"):
+            read_all(bytes(damaged))

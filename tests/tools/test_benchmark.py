@@ -51,12 +51,28 @@ def test_quick_run_of_skysense(repository, torch, tmp_path):
         assert row["ratio"]["median"] > 0 and name in done.stdout
 
 
+@pytest.mark.slow
+def test_quick_run_of_the_data_path(repository, torch, tmp_path):
+    done = run(repository, "data", "--quick", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "figures.json").read_text())
+    assert list(result["rows"]) == ["records", "terramesh", "loader-records", "torch-geotiff"]
+    for row in result["rows"].values():
+        for figure in ("samples_per_second", "cpu_ms", "per_core"):
+            assert row[f"default_{figure}"] > 0 and row[f"tuned_{figure}"] > 0
+        assert row["bytes"] > 10_000 and row["description"] in done.stdout and row["against_torch"] > 0
+    assert "MALLOC_MMAP_THRESHOLD_=67108864" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--rows", "backward"], "unknown row 'backward'"),
         (["tokenizers", "--rows", "step"], "unknown row 'step'; choose from encode1, encode8, decode1"),
         (["tokenizers", "--size", "large"], "--size: tokenizers has no large; choose from nano, base"),
+        (["data", "--rows", "tape"], "unknown row 'tape'; choose from records, records-zstd, terramesh"),
+        (["data", "--tiles", "/no/such"], "--tiles: /no/such has no folder S2L2A"),
         (["skysense", "--size", "base"], "--size: skysense has no base; choose from nano, huge"),
         (["--pairs", "0"], "--pairs must be at least 1"),
         (["--json", "/no/such/folder/x.json"], "make it first"),

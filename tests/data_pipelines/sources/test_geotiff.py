@@ -125,11 +125,6 @@ def with_nodata(path):
         ("S2L2A", lambda f: write_tif(f, s2() / np.float32(10_000)), "look like reflectance"),
         ("S2L2A", lambda f: write_tif(f, s2() + np.float32(0.5)), "float32 numbers that int16 cannot"),
         ("LULC", lambda f: write_tif(f, plausible("LULC", 24) + np.uint8(3)), "class"),
-        (
-            "S2L2A",
-            lambda f: write_tif(f, np.random.default_rng(0).integers(1, 9999, (12, 24, 24), "int16")),
-            "band B05 is not a 2 x 2 copy",
-        ),
     ],
 )
 def test_pixels_that_cannot_be_used_are_refused_on_reading(tmp_path, file, spoil, message):
@@ -208,3 +203,23 @@ def test_scene_class(cover, elevation, expected):
 
 def test_a_tile_without_land_cover_has_no_class():
     assert scene_class(np.zeros(9, np.uint8), None) == -1
+
+
+def test_bands_that_are_no_copies_of_coarse_pixels_stay_at_10_m(tmp_path):
+    root, image = write_folder(tmp_path), np.random.default_rng(0).integers(1, 9999, (12, 24, 24), "int16")
+    write_tif(root / "S2L2A" / "b.tif", image)
+    source = GeoTiffSource(root)
+    assert list(source[1].rasters["S2L2A"].grids) == [10] and list(source[0].rasters["S2L2A"].grids) == [10, 20, 60]
+    assert np.array_equal(source[1].rasters["S2L2A"].grids[10], image)
+
+
+def test_an_audit_tells_of_wrong_headers_and_goes_on(tmp_path):
+    root = write_folder(tmp_path)
+    write_tif(root / "S1RTC" / "b.tif", plausible("S1RTC", 24), epsg=32632)
+    with pytest.raises(DataError, match=r"S1RTC/b.tif is in EPSG:32632"):
+        GeoTiffSource(root)
+    source = GeoTiffSource(root, check=False)
+    sample, flags = source.unchecked(1)
+    assert "S1RTC" not in sample.rasters and set(sample.rasters) == {"S2L2A", "DEM", "LULC"}
+    assert len(flags["S1RTC"]) == 1 and flags["S1RTC"][0].startswith("header: ") and "EPSG:32632" in flags["S1RTC"][0]
+    assert source.unchecked(0)[1]["S1RTC"] == [] and len(source) == 3

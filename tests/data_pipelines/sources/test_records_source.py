@@ -1,12 +1,15 @@
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fakes import elevation_sample, same, write_folder
 
-from data_pipelines import records
+from data_pipelines import records, sampling
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import Unit
+from data_pipelines.sample import Raster
 from data_pipelines.sources.geotiff import GeoTiffSource
 from data_pipelines.sources.records import RecordsSource
 
@@ -52,7 +55,7 @@ def test_tiles_become_records_exactly(tmp_path):
             writer.write(tiles[i], split=str(tiles.index.split[i]))
     source = RecordsSource(tmp_path / "records")
     assert all(same(source[i], tiles[i]) for i in range(len(tiles)))
-    for name, column in vars(tiles.index).items():
+    for name, column in tiles.index.own.items():
         assert np.array_equal(getattr(source.index, name), column), name
     assert list(RecordsSource(tmp_path / "records", modalities=("DEM", "S2L2A"))[0].rasters) == ["S2L2A", "DEM"]
 
@@ -119,3 +122,18 @@ def test_what_the_samples_lack_is_refused_on_opening(tmp_path):
         pass
     with pytest.raises(DataError, match="holds no samples"):
         RecordsSource(tmp_path / "empty")
+
+
+def test_the_index_knows_what_filters_and_evaluations_ask_for(tmp_path):
+    with records.RecordWriter(tmp_path) as writer:
+        for i, shares in enumerate(((0, 4, 96), (50, 40, 10), (100, 0, 0))):
+            sample = elevation_sample(i, 10)
+            classes = np.repeat(np.array([0, 2, 4], np.uint8), shares).reshape(1, 10, 10)
+            cover = {"LULC": Raster({10: classes}, Unit.CLASS)}
+            known = {"cloud_fraction": 0.25} if i == 0 else {}
+            writer.write(replace(sample, rasters={**sample.rasters, **cover}, attributes=known))
+    index = RecordsSource(tmp_path).index
+    assert index.scene.tolist() == [4, 2, -1]  # the land cover that takes up most; no data is none
+    assert index.column("cloud")[0] == 25 and np.isnan(index.column("cloud")[1:]).all()
+    assert index.column("cover_crops")[0] == pytest.approx(0.96) and index.column("height").tolist() == [10] * 3
+    assert sampling.select(index, matching="cloud < 30 and scene == crops and LULC > 0").tolist() == [0]

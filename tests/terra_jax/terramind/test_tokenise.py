@@ -18,10 +18,11 @@ from tokenise_run import SAMPLES, SETTINGS, SHARD, TOKENIZERS, SlowEarth, run
 from data_pipelines.errors import DataError
 from data_pipelines.sample import Raster
 from data_pipelines.sources.tokens import TokenCorpus
+from data_pipelines.work import BROKEN
 from terra_jax.errors import ConfigError
 from terra_jax.nn.resizing import crop_resize
 from terra_jax.terramind.coordinates import CoordinateTokenizer
-from terra_jax.terramind.tokenise import BROKEN, common_size, parse_models, tokenise
+from terra_jax.terramind.tokenise import common_size, parse_models, tokenise
 from terra_jax.terramind.variants import TOKENIZERS as VARIANTS
 
 HERE = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""Any source to a dataset of records: `terra-jax prepare`."""
