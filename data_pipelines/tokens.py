@@ -39,7 +39,7 @@ class TokenRecord:
         setting: number of the crop setting.
         crop: where the sample was cut, the same for all modalities: pixels cut by it align with the tokens.
         shape: (height, width) of the sample in 10 m pixels.
-        ids: modality -> token ids: (h, w), or (3,) for "coords"; int32.
+        ids: modality -> token ids: (h, w), or (3,) for "coords"; int32. Modalities that the sample lacks are absent.
         fingerprints: modality -> which tokenizer made them.
     """
 
@@ -102,6 +102,7 @@ class TokenJob(Job):
         settings: crops a sample.
         scale: least area of a random crop.
         seed: of the random crops.
+        partial: whether samples may lack some of the modalities.
     """
 
     source: Mapping[str, str | int]
@@ -110,6 +111,7 @@ class TokenJob(Job):
     settings: int
     scale: float
     seed: int
+    partial: bool = False
 
 
 class TokenWriter:

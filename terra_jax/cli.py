@@ -76,14 +76,15 @@ def _convert(options: argparse.Namespace, _: list[str]) -> None:
     from terra_jax import registry
     from terra_jax.weights.convert import convert
 
-    convert(
-        registry.family(options.model).spec(options.model),
-        options.sources,
-        options.to,
-        weights=options.copy,
-        overwrite=options.overwrite,
-        load_workdir=registry.training_folder_reader(options.model),
-    )
+    for model, sources, target in registry.conversions(options.model, options.sources, options.to):
+        convert(
+            registry.spec_of(model, sources),
+            sources,
+            target,
+            weights=options.copy,
+            overwrite=options.overwrite,
+            load_workdir=registry.training_folder_reader(model),
+        )
 
 
 def _tokenize(options: argparse.Namespace, _: list[str]) -> None:
@@ -102,7 +103,7 @@ def _tokenize(options: argparse.Namespace, _: list[str]) -> None:
     source = open_source(
         options.source,
         path=options.path,
-        modalities=[variant.modality for variant in variants.values()],
+        modalities=None if options.partial else [variant.modality for variant in variants.values()],
         tile=tile,
         samples=options.samples,
         seed=options.seed,
@@ -121,6 +122,7 @@ def _tokenize(options: argparse.Namespace, _: list[str]) -> None:
         shard_size=options.shard_size,
         process=options.process or (jax.process_index(), jax.process_count()),
         threads=options.threads,
+        partial=options.partial,
         strict=options.strict,
     )
 
@@ -146,6 +148,58 @@ def _reconstruct(options: argparse.Namespace, _: list[str]) -> None:
         overwrite=options.overwrite,
     )
     print(f"-> {options.out}")
+
+
+def _generate(options: argparse.Namespace, _: list[str]) -> None:
+    from terra_jax import registry
+    from terra_jax.inference.generate import Tiling, generate_rasters
+    from terra_jax.terramind.composites import GENERATORS
+    from terra_jax.terramind.generation import Decoding
+
+    if options.model not in GENERATORS:
+        raise ConfigError(f"{options.model} generates nothing; use one of {', '.join(GENERATORS)}")
+    sources = _rasters(options.inputs)
+    decoding = Decoding(
+        order=options.order,
+        steps=options.steps,
+        schedule=options.schedule,
+        temperature=options.temperature,
+        cooling=options.cooling,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        guidance=options.guidance,
+    )
+    generator = registry.load_sources(options.model, options.weights, copy=options.copy)
+    written = generate_rasters(
+        generator,
+        sources,
+        options.outputs.split(","),
+        options.out,
+        seed=options.seed,
+        tiling=Tiling(options.window, options.overlap, options.batch_size),
+        overwrite=options.overwrite,
+        tags={"model": options.model, "steps": options.steps, "samples": options.samples},
+        decoding=decoding,
+        samples=options.samples,
+        chained=not options.unchained,
+        diffusion_steps=options.diffusion_steps,
+        clip=options.clip,
+    )
+    for path in written:
+        print(f"-> {path}")
+
+
+def _rasters(texts: Sequence[str]) -> dict[str, Path | None]:
+    """Reads "MODALITY=FILE" arguments, and "coords"."""
+    given: dict[str, Path | None] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if bool(path) == (name == "coords") or bool(equals) != bool(path):
+            raise ConfigError(f"--in {text} is unclear; write MODALITY=FILE, or coords for the place of the rasters")
+        if name in given:
+            raise ConfigError(f"--in {name} is given twice; give it once")
+        given[name] = Path(path) if path else None
+    return given
 
 
 def _audit(options: argparse.Namespace, _: list[str]) -> None:
@@ -371,6 +425,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--process", type=_share, metavar="I/N", help="this process among those that share --out (default: JAX's)"
     )
     tokenize.add_argument("--threads", type=int, default=4, metavar="N", help="that read samples (default 4)")
+    tokenize.add_argument(
+        "--partial", action="store_true", help="samples may lack modalities: tokenise those that each has"
+    )
     tokenize.add_argument("--strict", action="store_true", help="stop at a sample that cannot be read")
     _add_copy(tokenize)
 
@@ -396,6 +453,66 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     reconstruct.add_argument("--overwrite", action="store_true", help="replace an earlier result")
     _add_copy(reconstruct)
+
+    generate = command(
+        "generate",
+        _generate,
+        "Generate modalities of a scene from others: GeoTIFFs in, GeoTIFFs in the same place out.",
+        """\
+        Larger scenes are cut into overlapping windows. The same seed gives the same bytes on any number of devices.
+        examples:
+          terra-jax generate --model terramind_v1_base_generate --weights model=TerraMind_v1_base.pt \\
+              --weights LULC=TerraMind_Tokenizer_LULC.pt --weights NDVI=TerraMind_Tokenizer_NDVI.pt \\
+              --in S2L2A=tiles/S2L2A/a.tif --outputs LULC,NDVI --out generated
+          terra-jax generate --model terramind_v1_nano_generate --weights model=runs/tm --weights LULC=runs/lulc \\
+              --in S2L2A=a.tif --in S1GRD=b.tif --in coords --outputs LULC --steps 4 --samples 8 --out generated""",
+    )
+    generate.add_argument("--model", required=True, metavar="NAME", help="a generator; see terra-jax models")
+    generate.add_argument(
+        "--weights",
+        required=True,
+        action="append",
+        metavar="[PART=]PATH",
+        help="model=PATH and MODALITY=PATH of each tokenizer that is needed, coords=FILE of a vocabulary; repeat",
+    )
+    generate.add_argument(
+        "--in",
+        required=True,
+        action="append",
+        dest="inputs",
+        metavar="MODALITY=FILE",
+        help="a GeoTIFF of what is known; repeat; coords alone adds the place of the rasters",
+    )
+    generate.add_argument(
+        "--outputs", required=True, metavar="A,B", help="what is generated, in this order: each is seen by the next"
+    )
+    generate.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder that takes MODALITY.tif")
+    generate.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
+    generate.add_argument("--steps", type=int, default=1, help="in which an image's tokens are decided (default 1)")
+    generate.add_argument("--order", default="roar", help="which tokens a step decides: roar (default) or maskgit")
+    generate.add_argument("--schedule", default="linear", help="tokens a step: linear (default) or cosine")
+    generate.add_argument(
+        "--temperature", type=float, default=1.0, help="of what is drawn (default 1); 0: the most probable tokens"
+    )
+    generate.add_argument(
+        "--cooling", default="constant", help="of the temperature: constant (default), linear, onex:LEAST:POWER"
+    )
+    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from so many tokens (default 0: all)")
+    generate.add_argument(
+        "--top-p", type=float, default=0.8, metavar="P", help="draw from tokens of this probability (default 0.8)"
+    )
+    generate.add_argument(
+        "--guidance", type=float, default=1.0, metavar="SCALE", help="away from what knows no input (default 1: off)"
+    )
+    generate.add_argument("--samples", type=int, default=1, metavar="N", help="of which the mean is given (default 1)")
+    generate.add_argument("--unchained", action="store_true", help="make each output from the inputs alone")
+    generate.add_argument("--diffusion-steps", type=int, default=10, metavar="N", help="of the decoders (default 10)")
+    generate.add_argument("--clip", choices=("unit", "none"), help="bound of the decoded images (default: as trained)")
+    generate.add_argument("--window", type=int, metavar="PIXELS", help="side of a window (default: the model's image)")
+    generate.add_argument("--overlap", type=int, metavar="PIXELS", help="of windows (default: a quarter of one)")
+    generate.add_argument("--batch-size", type=int, default=4, metavar="B", help="windows a device (default 4)")
+    generate.add_argument("--overwrite", action="store_true", help="replace earlier results")
+    _add_copy(generate)
 
     audit = command(
         "audit",

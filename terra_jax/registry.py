@@ -26,11 +26,13 @@ class Family(Protocol):
     """What a family's room offers under `family`.
 
     The module that an objective trains has an attribute for every part of the model's spec, by the part's name or at
-    its path.
+    its path. Models of `COMPOSITES` (name -> part -> registered model) can be put together from others: the family then
+    says by `given_parts` which sources are parts, and by `compose` what they make.
     """
 
     MODELS: tuple[str, ...]
     LICENCE: str
+    COMPOSITES: Mapping[str, Mapping[str, str]]
 
     def maker(self, name: str, **overrides: Any) -> Any:
         """Constructor of a model: rngs -> module."""
@@ -70,10 +72,13 @@ def list_models() -> dict[str, int]:
     """Name -> number of parameters of each model, as the public weights hold them."""
     from terra_jax.weights.rules import size_of, table
 
-    counts = {}
+    counts: dict[str, int] = {}
     for target in _ROOMS:
         module = importlib.import_module(target)
         for name in module.MODELS:
+            if len(members := module.COMPOSITES.get(name, {})) > 1:
+                counts[name] = sum(counts[member] for member in members.values())
+                continue
             parts = module.spec(name).parts.values()
             counts[name] = sum(size_of(table(part.weights, part.template())) for part in parts)
     return counts
@@ -108,19 +113,65 @@ def load(name: str, weights: str | Path | Mapping[str, str | Path], *, copy: str
     Raises:
         ConfigError, WeightsError, CheckpointError: naming what does not fit.
     """
+    return load_sources(name, _sources(weights), copy=copy, **overrides)
+
+
+def load_sources(name: str, sources: list[str], *, copy: str | None = None, **overrides: Any):
+    """`load` of PATH or PART=PATH sources."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from terra_jax.nn.initialisation import abstract
 
-    params, reports = load_params(name, _sources(weights), copy=copy, **overrides)
+    if parts := _given_parts(name, sources):
+        return _composed(name, parts, copy, **overrides)
+    params, reports = load_params(name, sources, copy=copy, **overrides)
     recorded: dict[str, Any] = {}
     for report in reports:
         print(report)
         recorded |= report.options
     graphdef, _ = abstract(family(name).maker(name, **{**recorded, **overrides}))
     return nnx.merge(graphdef, nnx.State(jax.tree.map(jnp.asarray, params)))
+
+
+def _given_parts(name: str, sources: list[str]) -> dict[str, Path] | None:
+    """Part -> path, where the sources are parts of a composite."""
+    chosen: Any = family(name)
+    return chosen.given_parts(name, sources) if name in chosen.COMPOSITES else None
+
+
+def _composed(name: str, parts: Mapping[str, Path], copy: str | None, **overrides: Any):
+    chosen: Any = family(name)
+
+    def member(registered: str, path: Path, **options: Any):
+        return load(registered, path, copy=copy, **options)
+
+    return chosen.compose(name, parts, member, **overrides)
+
+
+def conversions(name: str, sources: list[str], target: str) -> list[tuple[str, list[str], str]]:
+    """What converting a model takes: registered name, sources and target of each model that is converted.
+
+    One for a model of its own. Parts of a composite are converted each by itself, to TARGET/PART, or to
+    STEM.PART.SUFFIX.
+
+    Raises:
+        WeightsError: an unknown part, or one that holds no weights.
+    """
+    from terra_jax.weights.convert import targets
+    from terra_jax.weights.files import is_weight_file
+
+    members = family(name).COMPOSITES.get(name, {})
+    parts = _given_parts(name, sources) if len(members) > 1 else None
+    if parts is None:
+        return [(name, sources, target)]
+    if other := [part for part in parts if part not in members]:
+        raise WeightsError(f"{other[0]}={parts[other[0]]} holds no weights; leave it out")
+    files = targets(Path(target), tuple(members))
+    file = is_weight_file(Path(target))
+    places = {part: files[part] if file else Path(target) / part for part in parts}
+    return [(members[part], [str(path)], str(places[part])) for part, path in parts.items()]
 
 
 def load_params(name: str, sources: list[str], *, copy: str | None = None, **overrides: Any):
@@ -133,9 +184,32 @@ def _load_parts(name: str, sources: list[str], copy: str | None = None, **overri
     """Part -> parameters, and an account of each part."""
     from terra_jax.weights.convert import load_parts, parse_sources
 
-    spec = family(name).spec(name, **overrides)
+    spec = spec_of(name, sources, **overrides)
     paths = parse_sources(sources, tuple(spec.parts))
     return load_parts(spec, paths, copy, training_folder_reader(name))
+
+
+def spec_of(name: str, sources: list[str], **overrides: Any):
+    """What conversion must know of a model as the folders among its sources hold it: built with what they record.
+
+    Args:
+        name: see `list_models`.
+        sources: PATH or PART=PATH of params folders, training folders and files; files record nothing.
+        overrides: sizes or options of the family's model, by name, which go before those that are recorded.
+    """
+    from terra_jax.training import checkpoints
+    from terra_jax.weights.convert import parse_sources
+    from terra_jax.weights.params_folder import is_params_folder, read_card
+
+    chosen = family(name)
+    recorded: dict[str, Any] = {}
+    for path in set(parse_sources(sources, tuple(chosen.spec(name).parts)).values()):
+        if is_params_folder(path):
+            recorded |= read_card(path).options
+        elif path.is_dir():
+            meta = checkpoints.load_meta(path)
+            recorded |= meta.get("options", {}) if meta.get("model") == name else {}
+    return chosen.spec(name, **{**recorded, **overrides})
 
 
 def export_torch(model, path: str | Path) -> None:
@@ -192,7 +266,7 @@ def experiment(config):
         from terra_jax.training.experiment import Initial
         from terra_jax.weights.rules import flatten_params
 
-        parts, reports = _load_parts(config.model, config.init.split(","))
+        parts, reports = _load_parts(config.model, config.init.split(","), **made.options)
         places = _places(config.model)
         placed: dict[str, Any] = {}
         loaded, fresh = [], []

@@ -2,11 +2,13 @@
 
     python tools/ablation.py terrafm --out runs/ablation --seeds 3
     python tools/ablation.py skysense --out runs/ablation_skysense --seeds 3
+    python tools/ablation.py terramind --weights runs/tm --out runs/tim --seeds 3
 
 TerraFM: four rungs, each adding one part to the one before: a single modality, views of random modalities, fusion of
 several modalities in one view, dual centring. SkySense: the whole objective, and without geo-context prototypes, the
 object level and alignment, one at a time. Every rung is trained with every seed; the table shows mean and spread of kNN
-accuracy on unseen regions. Runs resume where they stand, so the command can be stopped and started again.
+accuracy on unseen regions. Runs resume where they stand, so the command can be stopped and started again. TerraMind: a
+pretrained model, plain and thinking in land cover, fine-tuned with few labels (`tim_ablation.py`).
 """
 
 import argparse
@@ -50,16 +52,21 @@ def main() -> int:
         description=__doc__.splitlines()[0],
         epilog="example: python tools/ablation.py terrafm --out runs/ablation --seeds 3 --config.steps=200",
     )
-    parser.add_argument("family", choices=LADDER)
+    parser.add_argument("family", choices=(*LADDER, "terramind"))
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder of the runs and of ablation.json"
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs per rung (default 3)")
+    parser.add_argument("--weights", metavar="PATH", help="a pretrained terramind_v1_nano_encdec (terramind only)")
     options, overrides = parser.parse_known_args()
     if wrong := [item for item in overrides if not item.startswith("--config.")]:
         parser.error(f"unknown option {wrong[0]!r}; only --config.KEY=VALUE may follow")
     if options.seeds < 1:
         parser.error("--seeds must be 1 or more")
+    if (options.family == "terramind") != bool(options.weights):
+        parser.error("--weights is for terramind, and terramind needs it")
+    if options.family == "terramind":
+        return _thinking(options)
     try:
         results = {
             rung: [_run(options, rung, i, seed, overrides) for seed in range(options.seeds)]
@@ -70,6 +77,21 @@ def main() -> int:
         return 2
     write_json(options.out / "ablation.json", results)
     print(table(results, INPUTS[options.family]))
+    return 0
+
+
+def _thinking(options: argparse.Namespace) -> int:
+    """TerraMind's table."""
+    import tim_ablation
+
+    try:
+        result = tim_ablation.compare(registry.load("terramind_v1_nano_encdec", options.weights), seeds=options.seeds)
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(options.out / "ablation.json", result)
+    except (TerraJaxError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(tim_ablation.table(result))
     return 0
 
 

@@ -4,6 +4,7 @@
     python tools/benchmark.py tokenizers --json tokenizers.json
     python tools/benchmark.py skysense --json skysense.json
     python tools/benchmark.py data --json data.json
+    python tools/benchmark.py terramind --json terramind.json
 
 Every figure comes from a fresh process, the two sides take turns and are never in memory together, both have the same
 number of threads and compute in float32. PyTorch runs eagerly and through torch.compile, each with its fused
@@ -54,16 +55,53 @@ class Family:
 
     Attributes:
         rows: name -> row.
-        sizes: of its models; the default is the last.
+        sizes: of its models.
+        usual: those that are timed by default, with their batches.
         quick: rows of a trial.
         trains: whether a row is a training step; then the time to compile it and its Python time are taken too.
+        summary: what follows from the rows together.
     """
 
     rows: Mapping[str, Row]
     sizes: tuple[str, ...]
+    usual: Mapping[str, int]
     quick: tuple[str, ...]
     trains: bool = False
+    summary: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda rows: {}
 
+
+def training_step(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """TerraMind's step in short.
+
+    Memory is counted above parameters, gradients and AdamW's two moments, which are the same on both sides: four
+    float32 numbers a parameter.
+    """
+    result: dict[str, Any] = {}
+    if step := rows.get("step"):
+        above = {}
+        for which in ("jax", "torch"):
+            figures = [pair[which] for pair in step["pairs"]]
+            above[which] = max(figure["array_bytes"] - 16 * figure["parameters"] for figure in figures)
+        result |= {
+            "ours_step_s": step["seconds"]["jax"],
+            "torch_step_s": step["seconds"]["torch"],
+            "ratio": step["ratio"]["median"],
+            "ours_memory_above_state_bytes": above["jax"],
+            "torch_memory_above_state_bytes": above["torch"],
+            "memory_ratio": above["jax"] / above["torch"],
+        }
+    for name in ("gradients", "update"):
+        if row := rows.get(name):
+            result |= {f"ours_{name}_s": row["seconds"]["jax"], f"torch_{name}_s": row["seconds"]["torch"]}
+    if "few" in rows and "all" in rows:
+        seconds = {which: [rows[name]["seconds"][which] for name in ("few", "all")] for which in ("jax", "torch")}
+        result |= {f"{side}_13_over_3_modalities": seconds[key][1] / seconds[key][0] for key, side in SIDES.items()}
+    return result
+
+
+SIDES = {"jax": "ours", "torch": "torch"}
+TOKENS = {"modalities": 10, "tokens": 128}
+FEWER = {"tokens": 16}
 
 FAMILIES = {
     "terrafm": Family(
@@ -72,7 +110,8 @@ FAMILIES = {
             "step": Row("2 global views, head, DINO loss, teacher, AdamW", 3, {"local_views": 0}),
             "multicrop": Row("the step with 8 local views beside", 2, {"local_views": 8}),
         },
-        sizes=("nano", "small", "large", "base"),
+        sizes=("nano", "small", "base", "large"),
+        usual={"base": 8},
         quick=("forward", "step"),
         trains=True,
     ),
@@ -83,6 +122,7 @@ FAMILIES = {
             "decode1": Row("tokens to one S2L2A image, 10 steps of DDIM", 1, {"batch": 1, "steps": 10}),
         },
         sizes=("nano", "base"),
+        usual={"base": 8},
         quick=("encode1", "encode8", "decode1"),
     ),
     "skysense": Family(
@@ -101,7 +141,21 @@ FAMILIES = {
             ),
         },
         sizes=("nano", "huge"),
+        usual={"huge": 8},
         quick=("fusion", "stages"),
+    ),
+    "terramind": Family(
+        {
+            "step": Row("128 + 128 tokens, 5 pixel and 5 token modalities: loss, gradients, AdamW", 3, TOKENS, FEWER),
+            "gradients": Row("the same without AdamW", 3, TOKENS, FEWER),
+            "update": Row("AdamW alone, which is most of all the tables' update", 5, TOKENS, FEWER),
+            "few": Row("loss and gradients, 3 modalities at the same budgets", 3, {**TOKENS, "modalities": 3}, FEWER),
+            "all": Row("loss and gradients, 13 modalities at the same budgets", 3, {**TOKENS, "modalities": 13}, FEWER),
+        },
+        sizes=("nano", "tiny", "small", "base", "large"),
+        usual={"tiny": 16, "base": 4},
+        quick=("step", "gradients", "update", "few", "all"),
+        summary=training_step,
     ),
 }
 LOCAL_PIXELS = {"nano": 8}
@@ -118,8 +172,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs of both sides per row (default 5)")
     sizes = sorted({size for family in FAMILIES.values() for size in family.sizes})
-    parser.add_argument("--size", choices=sizes, help="default base, of skysense huge")
-    parser.add_argument("--batch", type=int, default=8, help="images or places a batch, where the row leaves it open")
+    parser.add_argument("--size", choices=sizes, help="default base, of skysense huge, of terramind tiny and base")
+    parser.add_argument(
+        "--batch", type=int, help="examples, where the row leaves it open (default 8, of terramind 16 tiny or 4 base)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of either side (default 2)")
     parser.add_argument(
         "--remat", default="dots", choices=["none", "dots", "full"], help="terra_jax's rematerialisation (default dots)"
@@ -137,10 +193,22 @@ def main() -> int:
         return finish(options, benchmark_data.run, benchmark_data.table)
     family = FAMILIES[options.family]
     options.rows = options.rows or ",".join(family.rows)
-    options.size = options.size or family.sizes[-1]
+    sizes = [options.size] if options.size else [*family.usual]
+    batch = options.batch
     if options.quick:
-        options.size, options.pairs, options.batch, options.rows = "nano", 1, 2, ",".join(family.quick)
-    return finish(options, run, table)
+        sizes, options.pairs, batch, options.rows = ["nano"], 1, 2, ",".join(family.quick)
+
+    def take(options: argparse.Namespace) -> dict[str, Any]:
+        results = {}
+        for options.size in sizes:
+            options.batch = family.usual.get(options.size, 8) if batch is None else batch
+            results[options.size] = run(options)
+        return {"family": options.family, "sizes": results} if len(sizes) > 1 else results[sizes[0]]
+
+    def show(result: dict[str, Any]) -> str:
+        return "\n\n".join(map(table, result["sizes"].values() if len(sizes) > 1 else [result]))
+
+    return finish(options, take, show)
 
 
 def finish(options: argparse.Namespace, take: Callable[..., dict[str, Any]], show: Callable[..., str]) -> int:
@@ -177,6 +245,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             depth: side("jax", options, {"row": "compile", "depth": depth, "local_views": 0}) for depth in DEPTHS
         }
         result["python"] = side("jax", options, {"row": "python", "repeats": repeats, "local_views": 0})
+    result |= family.summary(result["rows"])
     result["machine"]["load_after"] = os.getloadavg()[0]
     return result
 
@@ -293,6 +362,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"depth {depth}: step traced in {traced:.1f} s, compiled in {compiled:.1f} s")
     if python := result.get("python"):
         lines.append(f"Python: {python['milliseconds']:.2f} ms a step ({python['arrays']} arrays in the state)")
+    for name, value in FAMILIES[result["family"]].summary(result["rows"]).items():
+        lines.append(f"{name}: " + (f"{value / 1e9:.2f} GB" if name.endswith("bytes") else f"{value:.3f}"))
     return "\n".join(lines)
 
 

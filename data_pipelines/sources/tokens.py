@@ -53,6 +53,14 @@ class TokenCorpus:
             )
         return self._records.read(i * self.settings + setting, self._decode)
 
+    def read_all(self, i: int) -> tuple[TokenRecord, ...]:
+        """Sample `i` under every crop setting.
+
+        Raises:
+            DataError: as of `read`.
+        """
+        return tuple(self.read(i, setting) for setting in range(self.settings))
+
     def _decode(self, record: bytes) -> TokenRecord:
         decoded = decode_record(record)
         for name, fingerprint in decoded.fingerprints.items():

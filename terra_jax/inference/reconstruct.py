@@ -1,21 +1,17 @@
 """A raster to tokens and back: what a tokenizer keeps of an image, where it lies on Earth."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from data_pipelines.modalities import modality
-from data_pipelines.sources.geotiff import read_checked
 from terra_jax.errors import ConfigError
+from terra_jax.inference.rasters import SUFFIXES, Georeference, read_image, read_place, write_image
 from terra_jax.weights.atomic import file_aside
 
-RASTERS, TOKENS = (".tif", ".tiff"), ".npz"
+TOKENS = ".npz"
 LARGEST = 1024
 """Pixels per side that are decoded at once: attention and memory grow with the square of the area."""
 
@@ -102,20 +98,17 @@ def reconstruct(
         return
     decoded = tokenizer.decode_tokens(tokens.ids[None], steps, key=jax.random.key(seed), clip=clip)
     tags = {"model": model, "fingerprint": fingerprint, "steps": steps, "seed": seed, "clip": clip or tokenizer.clip}
-    _write_raster(target, np.asarray(decoded)[0], tokenizer.variant.modality, tokens, tags)
+    place = Georeference(tokens.crs, tokens.transform)
+    write_image(target, np.asarray(decoded)[0], tokenizer.variant.modality, place, tags)
 
 
 def tokenise_raster(tokenizer: Tokenizer, path: Path, model: str, fingerprint: str) -> TokenMap:
     """Tokens of a GeoTIFF; arguments and errors as of `reconstruct`."""
     variant = tokenizer.variant
-    with _open(path) as file:
-        crs, transform, sides = file.crs.to_wkt() if file.crs else "", tuple(file.transform)[:6], file.shape
+    place, sides = read_place(path)
     _check_sides(path, sides, variant)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        image = read_checked(variant.modality, path).astype(np.float32)
-    ids = tokenizer.tokenize(image.transpose(1, 2, 0)[None])
-    return TokenMap(np.asarray(ids)[0], model, fingerprint, crs, transform)
+    ids = tokenizer.tokenize(read_image(path, variant.modality)[None])
+    return TokenMap(np.asarray(ids)[0], model, fingerprint, place.crs, place.transform)
 
 
 def write_tokens(path: Path, tokens: TokenMap) -> None:
@@ -147,12 +140,12 @@ def _is_tokens(path: Path) -> bool:
 
 def _check_paths(source: Path, target: Path, overwrite: bool) -> None:
     for path in (source, target):
-        if path.suffix.lower() not in (*RASTERS, TOKENS):
-            raise ConfigError(f"{path} is neither a raster nor tokens; name a {RASTERS[0]} or {TOKENS} file")
+        if path.suffix.lower() not in (*SUFFIXES, TOKENS):
+            raise ConfigError(f"{path} is neither a raster nor tokens; name a {SUFFIXES[0]} or {TOKENS} file")
     if _is_tokens(source) and _is_tokens(target):
-        raise ConfigError(f"{source} and {target} are both tokens; one of them must be a {RASTERS[0]}")
+        raise ConfigError(f"{source} and {target} are both tokens; one of them must be a {SUFFIXES[0]}")
     if not source.is_file():
-        raise ConfigError(f"{source} does not exist; give a {RASTERS[0]} or {TOKENS} file")
+        raise ConfigError(f"{source} does not exist; give a {SUFFIXES[0]} or {TOKENS} file")
     if target.exists() and (target.samefile(source) or not target.is_file()):
         raise ConfigError(f"{target} is {'the input' if target.is_file() else 'a folder'}; choose another output")
     if target.exists() and not overwrite:
@@ -188,34 +181,3 @@ def _check_tokens(path: Path, tokens: TokenMap, variant: Variant, fingerprint: s
         raise ConfigError(
             f"{path} has tokens {low}..{high}, those of {variant.modality} are 0..{largest}; make it again"
         )
-
-
-def _open(path: Path) -> rasterio.DatasetReader:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path, sharing=False)
-    except RasterioError as error:
-        raise ConfigError(f"{path} cannot be read (truncated or no TIFF); copy it again") from error
-
-
-def _write_raster(path: Path, image: np.ndarray, name: str, tokens: TokenMap, tags: dict[str, Any]) -> None:
-    """Write (y, x, band) or (y, x): integers where the modality is stored as such, else float32."""
-    table = modality(name)
-    bands = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    dtype = np.dtype(table.dtype if np.dtype(table.dtype).kind in "iu" else np.float32)
-    if dtype.kind in "iu":
-        bands = np.clip(np.rint(bands), np.iinfo(dtype).min, np.iinfo(dtype).max)
-    count, height, width = bands.shape
-    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": dtype}
-    transform = rasterio.Affine(*tokens.transform)
-    if not transform.is_identity:  # which stands for none
-        profile |= {"transform": transform}
-    if tokens.crs:
-        profile |= {"crs": tokens.crs}
-    with file_aside(path) as aside, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(aside, "w", compress="deflate", **profile) as file:
-            file.write(bands.astype(dtype))
-            file.descriptions = table.band_names
-            file.update_tags(**tags)

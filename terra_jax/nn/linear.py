@@ -86,9 +86,9 @@ contract.defvjp(_contract_forward, _contract_backward)
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis; statistics in float32, result in the input's dtype."""
 
-    def __init__(self, axis: Mapping[str, int], *, rngs: nnx.Rngs, eps: float = 1e-6):
+    def __init__(self, axis: Mapping[str, int], *, rngs: nnx.Rngs, eps: float = 1e-6, bias: bool = True):
         self.scale = parameter(ones, axis, rngs)
-        self.bias = parameter(zeros, axis, rngs)
+        self.bias = parameter(zeros, axis, rngs) if bias else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -96,11 +96,19 @@ class LayerNorm(nnx.Module):
         f = x.astype(jnp.float32)
         centred = f - f.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        normed = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+        return (normed if self.bias is None else normed + self.bias[...]).astype(x.dtype)
 
 
 def kaiming_uniform_fan_in(fan_in: int) -> Initialiser:
     """PyTorch's default for convolutions and their biases: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
+
+    return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Initialiser:
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    bound = math.sqrt(6 / (fan_in + fan_out))
 
     return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from data_pipelines.modalities import modality
+from data_pipelines.modalities import ALIASES, MODALITIES, modality
 from terra_jax.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def arrange_bands(
 
     Args:
         x: values, channels last.
-        name: modality, for messages and band names.
+        name: modality, for messages and band names; one that the table does not know has the names that are given.
         wanted: bands of the network's input, in order.
         given: bands of `x`, in order; None means all bands of the modality table.
         fill: what stands for a wanted band that is not given: "zero", "mean" or "copy:BAND".
@@ -41,8 +41,7 @@ def arrange_bands(
     Raises:
         ConfigError: if the channels do not match the names, or a band is missing and no fill is named.
     """
-    table = modality(name)
-    names = [table.bands[table.band_index(band)].name for band in given] if given else list(table.band_names)
+    names = [_band(name, band) for band in given] if given else list(modality(name).band_names)
     if x.shape[-1] != len(names):
         raise ConfigError(
             f"{name} has {x.shape[-1]} channels but {len(names)} band names ({', '.join(names)}); "
@@ -66,8 +65,16 @@ def _filled(x, names: list[str], name: str, fill: str | None, mean: float):
     if fill in ("zero", "mean"):
         return jnp.full(x.shape[:-1], mean if fill == "mean" else 0, x.dtype)
     if fill and fill.startswith("copy:"):
-        source = modality(name).bands[modality(name).band_index(fill.removeprefix("copy:"))].name
+        source = _band(name, fill.removeprefix("copy:"))
         if source in names:
             return x[..., names.index(source)]
         raise ConfigError(f"fill={fill!r} copies {source}, which {name} was not given; copy one of {', '.join(names)}")
     raise ConfigError(f'unknown fill {fill!r}; use "zero", "mean" or "copy:BAND"')
+
+
+def _band(name: str, band: str) -> str:
+    """A band's name in the modality table; of a modality that the table does not know, the name itself."""
+    if ALIASES.get(name, name) not in MODALITIES:
+        return band
+    table = modality(name)
+    return table.bands[table.band_index(band)].name

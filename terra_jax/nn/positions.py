@@ -22,6 +22,14 @@ def sincos_positions(side: int, width: int) -> Float[np.ndarray, "side side widt
     return np.concatenate([np.broadcast_to(waves[:, None], half), np.broadcast_to(waves[None], half)], axis=-1)
 
 
+def sincos_sequence(length: int, width: int) -> Float[np.ndarray, "length width"]:
+    """The fixed table of a sequence: sines, then cosines of the place, half of `width` each; float32 throughout."""
+    half = width // 2
+    frequencies = 1 / np.float32(10_000) ** (np.arange(half, dtype=np.float32) / np.float32(half))
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+
 def bicubic_interpolation(table: int, grid: int, nudge: float = 0.0) -> Float[np.ndarray, "grid table"]:
     """Resampling of one axis of a position table, exactly as PyTorch's bicubic interpolation does.
 

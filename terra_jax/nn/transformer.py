@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from terra_jax.nn.linear import Initialiser, LayerNorm, Linear, trunc_normal
+
+
+@dataclass(frozen=True)
+class Style:
+    """What transformers of the same plan differ in.
+
+    Attributes:
+        bias: whether attention and MLP have biases.
+        norm_bias: whether the norms have.
+        gated: whether the MLP is gated.
+        kernel: (fan in, fan out) -> initialiser of a kernel; a fused projection counts the fan out of one part.
+    """
+
+    bias: bool = True
+    norm_bias: bool = True
+    gated: bool = False
+    kernel: Callable[[int, int], Initialiser] = lambda fan_in, fan_out: trunc_normal
+
+
+VIT = Style()
+"""The vision transformer's own."""
 
 
 @jax.custom_vjp
@@ -40,15 +63,19 @@ class Attention(nnx.Module):
         heads: int,
         *,
         rngs: nnx.Rngs,
-        out_init: Initialiser = trunc_normal,
+        out_init: Initialiser | None = None,
+        style: Style = VIT,
         dtype: DTypeLike = jnp.float32,
     ):
-        head = {"heads": heads, "head_dim": width // heads}
-        self.qkv = Linear({"embed": width}, {"qkv": 3, **head}, rngs=rngs, dtype=dtype)
-        self.out = Linear(head, {"embed": width}, rngs=rngs, init=out_init, dtype=dtype)
+        head, init = {"heads": heads, "head_dim": width // heads}, style.kernel(width, width)
+        options: dict[str, Any] = {"rngs": rngs, "bias": style.bias, "dtype": dtype}
+        self.qkv = Linear({"embed": width}, {"qkv": 3, **head}, init=init, **options)
+        self.out = Linear(head, {"embed": width}, init=out_init or init, **options)
 
-    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b n d"]:
-        """Attend among the n tokens, or among those of them that the mask lets be seen."""
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | Bool[Array, "b n n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Attend among the n tokens, or among those of them that the mask lets be seen (by each of them)."""
         # Heads in front: on CPU twice as fast as `jax.nn.dot_product_attention`, which keeps the tokens there.
         # Taken apart before they are turned: XLA would turn the whole for each of the three.
         qkv = self.qkv(x)
@@ -56,18 +83,43 @@ class Attention(nnx.Module):
         return self.out(attend(q, k, v, mask))
 
 
+class CrossAttention(nnx.Module):
+    """Multi-head attention of tokens to a context, keys and values in one projection; softmax in float32."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, style: Style = VIT, dtype: DTypeLike = jnp.float32):
+        head, init = {"heads": heads, "head_dim": width // heads}, style.kernel(width, width)
+        options: dict[str, Any] = {"rngs": rngs, "bias": style.bias, "init": init, "dtype": dtype}
+        self.query = Linear({"embed": width}, head, **options)
+        self.kv = Linear({"embed": width}, {"kv": 2, **head}, **options)
+        self.out = Linear(head, {"embed": width}, **options)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"], mask: Bool[Array, "b m"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Attend to the context, or to those of its tokens that the mask lets be seen."""
+        kv = self.kv(context)
+        k, v = (jnp.moveaxis(kv[:, :, i], 1, 2) for i in range(2))
+        return self.out(attend(jnp.moveaxis(self.query(x), 1, 2), k, v, mask))
+
+
 def attend(
     q: Float[Array, "b h n d"],
     k: Float[Array, "b h m d"],
     v: Float[Array, "b h m d"],
-    mask: Bool[Array, "b m"] | None = None,
+    mask: Bool[Array, "b m"] | Bool[Array, "b n m"] | None = None,
 ) -> Float[Array, "b n h d"]:
-    """Scaled dot-product attention with the softmax in float32; keys outside the mask have no influence."""
+    """Scaled dot-product attention with the softmax in float32; keys outside the mask have no influence.
+
+    A query that sees no key gets zeros.
+    """
     scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    return jnp.einsum("bhnm,bhmd->bnhd", weights, v)
+    if mask is None:
+        return jnp.einsum("bhnm,bhmd->bnhd", jax.nn.softmax(scores).astype(v.dtype), v)
+    mask = mask[:, None] if mask.ndim == 2 else mask
+    # Not minus infinity: a query without keys would get no number.
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    attended = jnp.einsum("bhnm,bhmd->bnhd", jax.nn.softmax(scores).astype(v.dtype), v)
+    return jnp.where(mask.any(-1)[:, :, None, None], attended, 0)
 
 
 class MLP(nnx.Module):
@@ -80,15 +132,40 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
         activation: Callable[[Array], Array] = exact_gelu,
+        style: Style = VIT,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs, dtype=dtype)
-        self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs, dtype=dtype)
+        init = style.kernel(width, hidden)
+        options: dict[str, Any] = {"rngs": rngs, "bias": style.bias, "init": init, "dtype": dtype}
+        self.up = Linear({"embed": width}, {"mlp": hidden}, **options)
+        self.down = Linear({"mlp": hidden}, {"embed": width}, **options)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Transform each token by itself."""
         return self.down(self.activation(self.up(x)))
+
+
+class GatedMLP(nnx.Module):
+    """down(SiLU(gate x) * up x) (SwiGLU; Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, style: Style = VIT, dtype: DTypeLike = jnp.float32):
+        init = style.kernel(width, hidden)
+        options: dict[str, Any] = {"rngs": rngs, "bias": style.bias, "init": init, "dtype": dtype}
+        self.gate = Linear({"embed": width}, {"mlp": hidden}, **options)
+        self.up = Linear({"embed": width}, {"mlp": hidden}, **options)
+        self.down = Linear({"mlp": hidden}, {"embed": width}, **options)
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Transform each token by itself."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def feed_forward(
+    width: int, hidden: int, *, rngs: nnx.Rngs, style: Style = VIT, dtype: DTypeLike = jnp.float32
+) -> MLP | GatedMLP:
+    """The MLP that a style asks for."""
+    return (GatedMLP if style.gated else MLP)(width, hidden, rngs=rngs, style=style, dtype=dtype)
 
 
 class Block(nnx.Module):
@@ -98,6 +175,8 @@ class Block(nnx.Module):
         width, heads: of the tokens and of the attention.
         rngs: source of the initial values.
         mlp_ratio: hidden width of the MLP, in widths.
+        hidden: the same in channels, where it is no such multiple.
+        style: biases, gate and initialisation.
         eps: of the norms.
         drop_attention: whether the attention branch is dropped too, or the MLP's only.
         dtype: compute dtype.
@@ -110,14 +189,17 @@ class Block(nnx.Module):
         *,
         rngs: nnx.Rngs,
         mlp_ratio: float = 4,
+        hidden: int | None = None,
         eps: float = 1e-6,
         drop_attention: bool = True,
+        style: Style = VIT,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.norm1 = LayerNorm({"embed": width}, rngs=rngs, eps=eps)
-        self.attention = Attention(width, heads, rngs=rngs, dtype=dtype)
-        self.norm2 = LayerNorm({"embed": width}, rngs=rngs, eps=eps)
-        self.mlp = MLP(width, int(width * mlp_ratio), rngs=rngs, dtype=dtype)
+        options: dict[str, Any] = {"rngs": rngs, "style": style, "dtype": dtype}
+        self.norm1 = LayerNorm({"embed": width}, rngs=rngs, eps=eps, bias=style.norm_bias)
+        self.attention = Attention(width, heads, **options)
+        self.norm2 = LayerNorm({"embed": width}, rngs=rngs, eps=eps, bias=style.norm_bias)
+        self.mlp = feed_forward(width, hidden or int(width * mlp_ratio), **options)
         self.drop_attention = drop_attention
 
     def __call__(

@@ -11,6 +11,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
     ("regions", "fsdp"),
     ("heads", "tensor"),
     ("mlp", "tensor"),
+    ("vocabulary", "tensor"),
     ("prototypes", "tensor"),
     ("prototypes", "fsdp"),
     ("embed", "fsdp"),

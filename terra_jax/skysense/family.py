@@ -13,6 +13,7 @@ from terra_jax.skysense.variants import PART_MODELS, PARTS, WHOLE, part_size
 from terra_jax.weights.convert import ModelSpec, Part
 
 MODELS = (*PART_MODELS, *WHOLE)
+COMPOSITES: dict[str, dict[str, str]] = {}
 LICENCE = "the terms of the SkySense release (Jack-bo1220/SkySense): research and other non-commercial use"
 _CLASSES: dict[str, type[nnx.Module]] = {
     "hr": HREncoder,

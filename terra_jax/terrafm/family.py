@@ -15,9 +15,10 @@ from terra_jax.terrafm.variants import VARIANTS
 from terra_jax.weights.convert import ModelSpec, Part
 
 MODELS = tuple(VARIANTS)
+COMPOSITES: dict[str, dict[str, str]] = {}
 LICENCE = "Apache-2.0 by the model card of MBZUAI/TerraFM; its code repository names none"
 
-__all__ = ["LICENCE", "MODELS", "assemble", "evaluate", "experiment", "maker", "scores_table", "spec"]
+__all__ = ["COMPOSITES", "LICENCE", "MODELS", "assemble", "evaluate", "experiment", "maker", "scores_table", "spec"]
 
 
 def maker(name: str, **overrides: Any) -> Callable[[nnx.Rngs], TerraFM]:

@@ -7,6 +7,7 @@ released vocabulary (the JSON of the `tokenizers` library) takes no more than lo
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ class CoordinateTokenizer:
 
     Attributes:
         vocabulary_size: one more than the largest id.
+        eos: id of the end of a sequence.
+        sentinels: ids of [S_1], [S_2] and so on, as far as the vocabulary goes, which stand for masked spans.
         fingerprint: of the words that matter here and their ids: equal where, and only where, the tokens mean the same.
 
     Raises:
@@ -47,11 +50,14 @@ class CoordinateTokenizer:
             raise ConfigError(
                 f"{origin} lacks {EOS} or words such as {_words('lat')[0]}; give a vocabulary of coordinates"
             )
-        self._ids, self._eos, self._words = ids, words[EOS], dict(words)
+        self._ids, self._words = ids, dict(words)
         self.vocabulary_size = 1 + max(words.values())
+        self.eos = words[EOS]
+        numbered = takewhile(words.__contains__, (f"[S_{i}]" for i in count(1)))
+        self.sentinels = tuple(words[word] for word in numbered)
         self._values = {axis: _inverse(known, self.vocabulary_size, axis, origin) for axis, known in ids.items()}
         relevant = {word: words[word] for axis in LIMITS for word in _words(axis) if word in words}
-        text = json.dumps({**relevant, EOS: self._eos}, sort_keys=True)
+        text = json.dumps({**relevant, EOS: self.eos}, sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @classmethod
@@ -106,7 +112,7 @@ class CoordinateTokenizer:
             ConfigError: if a coordinate is out of range or NaN, or the vocabulary lacks its word.
         """
         ids = [self._axis_ids("lat", lat), self._axis_ids("lon", lon)]
-        end = np.full(ids[0].shape, self._eos)
+        end = np.full(ids[0].shape, self.eos)
         return np.stack([*np.broadcast_arrays(*ids), end], axis=-1).astype(np.int32)
 
     def decode(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +125,25 @@ class CoordinateTokenizer:
         if ids.ndim == 0 or ids.shape[-1] < 2:
             raise ConfigError(f"coordinate tokens have shape {ids.shape}; expected (..., 3): latitude, longitude, end")
         return self._axis_values("lon", ids[..., 1]), self._axis_values("lat", ids[..., 0])
+
+    def grammar(self, size: int) -> np.ndarray:
+        """Which tokens a place may have: bool (3, size), of latitude, longitude and end.
+
+        Args:
+            size: of a model's vocabulary.
+
+        Raises:
+            ConfigError: if the model's vocabulary is smaller than this one.
+        """
+        if size < self.vocabulary_size:
+            raise ConfigError(
+                f"{self._origin} has {self.vocabulary_size} tokens, the model {size}; give the model's own"
+            )
+        allowed = np.zeros((3, size), bool)
+        for row, axis in zip(allowed, ("lat", "lon"), strict=False):
+            row[self._ids[axis][self._ids[axis] >= 0]] = True
+        allowed[2, self.eos] = True
+        return allowed
 
     def _axis_ids(self, axis: str, degrees: np.ndarray | float) -> np.ndarray:
         degrees, limit = np.asarray(degrees, np.float64), LIMITS[axis]

@@ -4,11 +4,11 @@ The host reads and decides where to cut; one compiled function a modality cuts, 
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def tokenise(
     shard_size: int = 256,
     process: tuple[int, int] = (0, 1),
     threads: int = 4,
+    partial: bool = False,
     strict: bool = False,
     say: Callable[[str], Any] = print,
 ) -> bool:
@@ -61,7 +62,7 @@ def tokenise(
 
     Args:
         tokenizers: model name -> tokenizer, one a modality.
-        source: samples that have all of these modalities.
+        source: samples that have all of these modalities, or, with `partial`, some of them.
         out: folder of the corpus (`data_pipelines.tokens`).
         coordinates: tokenises the samples' centres too.
         origin: what the samples depend on beside their keys, such as the tile of a drawn source.
@@ -73,6 +74,7 @@ def tokenise(
         shard_size: samples a shard; a killed run loses what it has of its last one.
         process: (index, count): of several processes that share `out`, each makes its own shards.
         threads: that read samples.
+        partial: tokenise what a sample has, where it lacks some of the modalities; one that has none is left out.
         strict: raise on a sample that cannot be read instead of leaving it out, named in the manifest.
         say: takes each line for the user.
 
@@ -97,6 +99,7 @@ def tokenise(
         seed=seed,
         samples=len(source),
         shard_size=shard_size,
+        partial=partial,
     )
     writer = TokenWriter(out, job)
     mine = range(process[0], job.shards, process[1])
@@ -106,7 +109,9 @@ def tokenise(
     batches = _Batches(by_modality, coordinates, job, batch_size, mesh)
     with Progress(sum(samples.values()), done, say) as progress, ThreadPoolExecutor(threads) as pool:
         for shard in missing:
-            reader = SoundReader(partial(_prepare, source, job, tuple(by_modality)), source.index.keys, strict)
+            reader = SoundReader(
+                functools.partial(_prepare, source, job, tuple(by_modality)), source.index.keys, strict
+            )
             records: list[TokenRecord] = []
             with closing(reader.read(job.positions(shard), pool, ahead=2 * batch_size)) as prepared:
                 for batch in _grouped(prepared, batch_size):
@@ -178,6 +183,7 @@ class _Prepared:
     lat: float
     shape: tuple[int, int]
     crops: tuple[Crop, ...]
+    present: frozenset[str]
     arrays: Mapping[str, np.ndarray]
 
 
@@ -188,10 +194,13 @@ def _prepare(source: Source, job: TokenJob, modalities: Sequence[str], i: int) -
         crop_setting(sample.key, setting, sample.shape, job.size, scale=job.scale, seed=job.seed)
         for setting in range(job.settings)
     )
-    for name in modalities:
+    present = frozenset(name for name in modalities if name in sample.rasters or not job.partial)
+    if not present:
+        raise DataError(f"sample {sample.key} has none of {', '.join(modalities)}")
+    for name in present:
         _check_pixels(sample, name)
     arrays = tile_arrays(sample, modalities, min(sample.shape))
-    return _Prepared(sample.key, sample.lon, sample.lat, sample.shape, tuple(crops), arrays)
+    return _Prepared(sample.key, sample.lon, sample.lat, sample.shape, tuple(crops), present, arrays)
 
 
 def _check_pixels(sample: Sample, name: str) -> None:
@@ -227,7 +236,7 @@ class _Batches:
     ):
         self._tokenizers = jax.device_put(dict(tokenizers), replicated(mesh))
         self._coordinates, self._job, self._size = coordinates, job, batch_size
-        self._place = partial(jax.device_put, device=batch_sharding(mesh))
+        self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
         self._fingerprints = {name: str(card["fingerprint"]) for name, card in job.tokenizers.items()}
 
     def records(self, batch: Sequence[_Prepared]) -> Iterator[TokenRecord]:
@@ -243,10 +252,12 @@ class _Batches:
         ids = jax.device_get(ids)
         for i, prepared in enumerate(batch):
             for setting, crop in enumerate(prepared.crops):
-                tokens = {name: values[i] for name, values in ids[setting].items()}
+                # What a sample lacks went through the tokenizer as zeros, so that one program serves all.
+                tokens = {name: values[i] for name, values in ids[setting].items() if name in prepared.present}
                 if self._coordinates:
                     tokens[COORDINATES] = self._coordinates.tokenize(prepared.lon, prepared.lat)
-                yield TokenRecord(prepared.key, setting, crop, prepared.shape, tokens, self._fingerprints)
+                made_by = {name: self._fingerprints[name] for name in tokens}
+                yield TokenRecord(prepared.key, setting, crop, prepared.shape, tokens, made_by)
 
     def _encode(self, tiles: Mapping[str, Array], boxes: Array, flips: Array) -> dict[str, Array]:
         return {
@@ -257,7 +268,7 @@ class _Batches:
         }
 
 
-@partial(jax.jit, static_argnames="size")
+@functools.partial(jax.jit, static_argnames="size")
 def _tokens_of_crops(
     tokenizer: Tokenizer,
     grids: Mapping[int, Num[Array, "b c y x"]],

@@ -186,7 +186,19 @@ class Tokenizer(nnx.Module):
         Raises:
             ConfigError: ids outside the codebook, or options that do not fit.
         """
-        codes = self.codes(ids)
+        return self.decode_codes(self.codes(ids), steps, key=key, noise=noise, sampler=sampler, clip=clip)
+
+    def decode_codes(
+        self,
+        codes: Float[Array, "b h w k"],
+        steps: int = 10,
+        *,
+        key: Key[Array, ""] | None = None,
+        noise: Float[Array, "b y x c"] | None = None,
+        sampler: str = "ddim",
+        clip: str | None = None,
+    ) -> Num[Array, "b y x ..."]:
+        """Images of codes, which may lie between those of tokens; all else as of `decode_tokens`."""
         if self.variant.kind == "vit":
             return _classes(self, codes)
         return _sampled(self, codes, key, noise, steps=steps, sampler=sampler, clip=clip or self.clip)

@@ -167,7 +167,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, float]:
 def scores_table(result: Mapping[str, Any]) -> str:
     """Lines that set the reconstruction beside the trivial ones, and say how much of the codebook is in use."""
     columns = {**result["scores"], **result["baselines"]}
-    rows = _class_rows(columns) if result["unit"] == "class" else _band_rows(columns, result["names"])
+    rows = figure_rows(columns, result["names"])
     heading = f"{result['modality']}, {result['images']} images of {result['size']} x {result['size']} pixels"
     if "peak" in result:
         heading += f", {result['steps']} steps; MAE in {result['unit']}, PSNR and SSIM against {result['peak']:g}"
@@ -182,6 +182,16 @@ def scores_table(result: Mapping[str, Any]) -> str:
             f"perplexity {book['perplexity']:.0f}, in {book['tokens']} tokens",
         ]
     )
+
+
+def figure_rows(columns: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Rows of a table: label, and a cell for each column's figures.
+
+    Args:
+        columns: name of an estimate -> figures of classes or of bands (`evaluation.reconstruction`).
+        names: of the bands.
+    """
+    return _class_rows(columns) if "iou" in next(iter(columns.values())) else _band_rows(columns, names)
 
 
 def _band_rows(columns: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""TerraMind's tokenizers (paper, section 3; public builders; the `nano` ones are ours)."""
+"""Sizes of TerraMind's tokenizers and models (paper, sections 3 and 4; public builders; the `nano` ones are ours)."""
 
 from dataclasses import dataclass, replace
 from math import lcm, prod
@@ -76,3 +76,43 @@ TOKENIZERS: dict[str, TokenizerVariant] = {
     **{f"terramind_v1_tokenizer_{key}_nano": _nano(variant) for key, variant in _PUBLIC.items()},
 }
 """Registered name -> sizes."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Hyper-parameters of one size of the encoder-decoder, and of the backbone that is its encoder.
+
+    Attributes:
+        width, depth, heads: of the encoder; the decoder has the same width and heads.
+        decoder_depth: blocks of the decoder.
+        hidden: width inside the MLPs.
+        gated: whether the MLPs are gated (SwiGLU) or plain with the exact GELU.
+        bias: whether attention and MLPs have biases.
+        patch: pixels per side of a patch.
+        image: pixels per side of the image that the positions are made for; they are resampled for other sizes.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    decoder_depth: int
+    hidden: int
+    gated: bool
+    bias: bool
+    patch: int = 16
+    image: int = 224
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of that image."""
+        return self.image // self.patch
+
+
+MODELS: dict[str, Variant] = {
+    "nano": Variant(128, 4, 2, 2, hidden=512, gated=False, bias=True, patch=8, image=64),
+    "tiny": Variant(192, 12, 3, 4, hidden=768, gated=False, bias=True),
+    "small": Variant(384, 12, 6, 6, hidden=1536, gated=False, bias=True),
+    "base": Variant(768, 12, 12, 12, hidden=2048, gated=True, bias=False),
+    "large": Variant(1024, 24, 16, 24, hidden=2730, gated=True, bias=False),
+}
+"""Size -> hyper-parameters; `nano` fits the nano tokenizers."""

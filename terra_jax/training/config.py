@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "checkpoint",
     "evaluation",
     "data.path",
+    "data.tokens",
     "data.threads",
     "data.cache",
     "data.index_cache",

@@ -1,6 +1,6 @@
 """From a config's `data` section to samples and batches: what every family's runs read alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,28 +15,35 @@ from terra_jax.errors import ConfigError
 from terra_jax.training.experiment import BatchStream
 
 
-def open_data(config: ConfigDict) -> Source:
-    """The source that a config names, or the mixture of sources, with the modalities of the run.
+def open_data(config: ConfigDict, modalities: Sequence[str] | None = None, partial: bool = False) -> Source:
+    """The source that a config names, or the mixture of sources.
+
+    Args:
+        config: of the run.
+        modalities: what is read; None: those of `config.data.modalities`.
+        partial: samples of files may lack some of them; everything that they have is read.
 
     Raises:
         ConfigError: if the config names a path and a mixture.
     """
     data = config.data
-    if not data.mixture:
-        return _open(config, data.source, data.path)
+    names = tuple(data.modalities if modalities is None else modalities)
+    if not data.get("mixture"):  # TerraMind's runs join places to tokens instead
+        return _open(config, data.source, data.path, names, partial)
     if data.path:
         raise ConfigError(f"data.path={data.path} and data.mixture={data.mixture!r} are both given; leave one out")
     entries = parse_mixture(data.mixture)
-    return MixedSource([_open(config, e.source, e.path) for e in entries], [e.weight for e in entries])
+    corpora = [_open(config, entry.source, entry.path, names, partial) for entry in entries]
+    return MixedSource(corpora, [entry.weight for entry in entries])
 
 
-def _open(config: ConfigDict, name: str, path: str) -> Source:
+def _open(config: ConfigDict, name: str, path: str, modalities: tuple[str, ...], partial: bool) -> Source:
     data = config.data
     made = name in ("procedural", "procedural_series")
     source = open_source(
         name,
         path=path,
-        modalities=tuple(data.modalities),
+        modalities=None if partial and not made else modalities,
         tile=data.tile if made else None,
         samples=data.samples if made else None,
         seed=config.seed,

@@ -30,6 +30,7 @@ class AdamW:
         eps: added to the root of the second moment.
         clip_norm: largest norm of the gradient, None for no clipping.
         clip: what that norm is of: every "tensor" by itself, or "all" of them together.
+        undecayed: what does not decay: biases and all other "vectors" (DINO), or biases and scales of "norms" (4M).
     """
 
     steps: int
@@ -43,6 +44,7 @@ class AdamW:
     eps: float = 1e-8
     clip_norm: float | None = None
     clip: str = "tensor"
+    undecayed: str = "vectors"
 
     def __post_init__(self):
         if self.steps < 1:
@@ -51,6 +53,8 @@ class AdamW:
             raise ConfigError(f"optimizer.warmup_steps={self.warmup_steps} must be 0 or more")
         if self.clip not in ("tensor", "all"):
             raise ConfigError(f"optimizer.clip={self.clip!r} must be tensor or all")
+        if self.undecayed not in ("vectors", "norms"):
+            raise ConfigError(f"optimizer.undecayed={self.undecayed!r} must be vectors or norms")
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any], steps: int) -> "AdamW":
@@ -101,7 +105,7 @@ class AdamW:
         chain += [
             optax.scale_by_adam(*self.betas, eps=self.eps, mu_dtype=jnp.float32),
             optax.add_decayed_weights(
-                lambda count: self.weight_decay_at(count + start), lambda params: _decayed(params, axes)
+                lambda count: self.weight_decay_at(count + start), lambda params: _decayed(params, axes, self.undecayed)
             ),
             optax.scale_by_learning_rate(lambda count: self.learning_rate_at(count + start)),
         ]
@@ -136,12 +140,14 @@ def _map_with_axes(function: Any, tree: PyTree, axes: PyTree) -> PyTree:
     )
 
 
-def _decayed(params: PyTree, axes: PyTree) -> PyTree:
-    """Which parameters decay: neither biases nor vectors; a stack of vectors is a vector a layer."""
+def _decayed(params: PyTree, axes: PyTree, undecayed: str) -> PyTree:
+    """Which parameters decay; a stack of vectors is a vector a layer."""
 
     def decays(path: Any, leaf: Any, names: tuple[str | None, ...]) -> bool:
         if isinstance(leaf, optax.MaskedNode):
             return False
+        if undecayed == "norms":
+            return path[-1].key not in ("bias", "scale")
         return path[-1].key != "bias" and sum(name != "layers" for name in names) > 1
 
     is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731

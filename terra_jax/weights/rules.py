@@ -36,6 +36,28 @@ WRAPPERS = ("state_dict", "model", "teacher", "module", "backbone")
 
 
 @dataclass(frozen=True)
+class Subset:
+    """Some channels of a tensor that public files hold whole; its last axis is (place, channel).
+
+    Attributes:
+        channels: Their number in the whole tensor.
+        chosen: Which ones the model has, in its order.
+    """
+
+    channels: int
+    chosen: tuple[int, ...]
+
+    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the whole tensor, from that of the model's."""
+        return (*shape[:-1], shape[-1] // len(self.chosen) * self.channels)
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The model's channels of the whole tensor."""
+        places = array.reshape(*array.shape[:-1], -1, self.channels)[..., list(self.chosen)]
+        return places.reshape(*array.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
 class Rule:
     """A parameter that exists on both sides.
 
@@ -47,6 +69,7 @@ class Rule:
         optional: Public files may lack it; it is then initialised.
         beside: Some files have it beside the keys of the public class: it is read where it is found, initialised where
             not, and neither written nor counted.
+        subset: Which channels of it the model has; a file may hold the whole tensor or these.
     """
 
     torch: str
@@ -55,6 +78,7 @@ class Rule:
     sizes: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
     beside: bool = False
+    subset: Subset | None = None
 
     def torch_shape(self, jax_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one PyTorch tensor, from the shape of the JAX array."""
@@ -81,6 +105,7 @@ class Fixed:
         dtype: Its type.
         tolerance: The largest difference from `value` that an import accepts; None to accept whatever the file holds. A
             file may also lack the buffer.
+        others: Further shapes that a file may hold it in; it is then not used.
     """
 
     torch: str
@@ -88,6 +113,7 @@ class Fixed:
     value: Callable[[], np.ndarray]
     dtype: str = "float32"
     tolerance: float | None = 1e-5
+    others: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,8 @@ def _fitted(weights: WeightMap, entries: Mapping[str, Entry], state: State) -> t
     inner, aside = unwrap(respelt, entries, weights.wrappers)
     patterns = [row.torch for row in weights.rows if isinstance(row, Ignored) or (isinstance(row, Rule) and row.beside)]
     ignored = [key for key in inner if key not in entries and any(fnmatchcase(key, pattern) for pattern in patterns)]
-    inner = {key: tensor for key, tensor in inner.items() if key not in ignored}
+    ignored += [key for key, tensor in inner.items() if key in entries and _is_other(entries[key], tensor)]
+    inner = {key: _chosen(entries.get(key), tensor) for key, tensor in inner.items() if key not in ignored}
     filled = _filled(entries, inner)
     missing = [entry for key, entry in entries.items() if key not in inner and not _may_lack(entry, filled)]
     left_over = [key for key in inner if key not in entries]
@@ -180,6 +181,19 @@ def _fitted(weights: WeightMap, entries: Mapping[str, Entry], state: State) -> t
     if any(complaints):
         raise WeightsError(f"{source}: does not fit the model: {'; '.join(filter(None, complaints))}")
     return inner, (*aside, *ignored)
+
+
+def _is_other(entry: Entry, tensor: LazyTensor) -> bool:
+    """Whether a buffer is one of the other shapes that a file may hold."""
+    return isinstance(entry.row, Fixed) and tensor.shape != entry.shape and tensor.shape in entry.row.others
+
+
+def _chosen(entry: Entry | None, tensor: LazyTensor) -> LazyTensor:
+    """The model's channels of a tensor that the file holds whole; else the tensor."""
+    subset = entry.row.subset if entry and isinstance(entry.row, Rule) else None
+    if entry is None or subset is None or tensor.shape == entry.shape or tensor.shape != subset.whole(entry.shape):
+        return tensor
+    return LazyTensor(entry.shape, tensor.dtype, lambda: subset.of(tensor.read()), tensor.source)
 
 
 def _may_lack(entry: Entry, filled: set[str]) -> bool:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,39 @@ def test_the_table_has_a_line_for_each_rung_and_baseline():
     lines = ablation.table({"everything": runs}, sets).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["kNN accuracy, %", "everything", "random encoder"]
     assert lines[1].count("50.0 +- 0.0") == len(sets)
+
+
+def test_terramind_needs_weights_and_the_others_none(tmp_path, monkeypatch, capsys):
+    for arguments, words in (
+        (["terramind", "--out", "x"], "terramind needs it"),
+        (["terrafm", "--out", "x", "--weights", "y"], "--weights is for terramind"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ablation.py", *arguments])
+        with pytest.raises(SystemExit):
+            ablation.main()
+        assert words in capsys.readouterr().err
+    monkeypatch.syspath_prepend(Path(ablation.__file__).parent)
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "terramind", "--out", "x", "--weights", str(tmp_path / "none")])
+    assert ablation.main() == 2 and "none: does not exist" in capsys.readouterr().err
+
+
+def test_terramind_writes_its_table(tmp_path, monkeypatch, capsys):
+    """The comparison itself is tested beside its module."""
+    run = {"input": "S2L2A", "labels": 8, "miou": 0.5}
+    figures = {"runs": [{"rung": rung, **run} for rung in ("plain", "thinking of LULC")], "baseline": {"miou": 0.1}}
+    asked: dict = {}
+
+    def compared(model, **options):
+        asked.update(options, model=model)
+        return figures
+
+    monkeypatch.syspath_prepend(Path(ablation.__file__).parent)
+    monkeypatch.setattr("tim_ablation.compare", compared)
+    monkeypatch.setattr(registry, "load", lambda name, path: (name, path))
+    words = ["terramind", "--weights", "runs/tm", "--out", str(tmp_path / "runs" / "tim"), "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
+    assert ablation.main() == 0
+    assert asked == {"seeds": 2, "model": ("terramind_v1_nano_encdec", "runs/tm")}
+    assert json.loads((tmp_path / "runs" / "tim" / "ablation.json").read_text()) == figures
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["mean IoU, %", "plain", "thinking of LULC", "commonest class"]

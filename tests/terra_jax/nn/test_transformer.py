@@ -8,7 +8,7 @@ from terra_jax.errors import ConfigError
 from terra_jax.nn.linear import LayerNorm, Linear
 from terra_jax.nn.patches import patchify
 from terra_jax.nn.stacking import Stack
-from terra_jax.nn.transformer import Block, drop_path
+from terra_jax.nn.transformer import VIT, Attention, Block, CrossAttention, Style, attend, drop_path, feed_forward
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,35 @@ def test_patches_are_row_major_and_the_rest_is_left_out():
     patches = patchify(image, 2)
     assert patches.shape == (1, 6, 4)
     assert patches[0, 1].tolist() == [2, 3, 9, 10]
+
+
+def test_masks_leave_what_the_visible_keys_alone_would_give(tokens):
+    call = jax.jit(lambda layer, *arguments: layer(*arguments))
+    layer = Attention(32, 4, rngs=nnx.Rngs(0))
+    seen = np.array([[True, False, True, True, False], [False, True, True, False, True]])
+    alone = call(layer, tokens[seen].reshape(2, 3, 32))
+    np.testing.assert_allclose(call(layer, tokens, seen)[seen], alone.reshape(6, 32), atol=1e-5)
+    each = np.tril(np.ones((2, 5, 5), bool))
+    np.testing.assert_allclose(call(layer, tokens, each)[:, 2], call(layer, tokens[:, :3])[:, 2], atol=1e-5)
+    cross = CrossAttention(32, 4, rngs=nnx.Rngs(0))
+    expected = call(cross, tokens, tokens[:, :3])
+    np.testing.assert_allclose(call(cross, tokens, tokens, each[:, 2]), expected, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_gets_zeros_and_passes_no_gradient():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2, 4, 8))
+    mask = jnp.ones((1, 4, 4), bool).at[0, 1].set(False)
+    attended, gradient = jax.value_and_grad(lambda q: jnp.square(attend(q, k, v, mask)).sum())(q)
+    assert np.isfinite(attended) and not attend(q, k, v, mask)[0, 1].any()
+    assert not gradient[0, :, 1].any() and np.isfinite(gradient).all() and gradient.any()
+
+
+def test_styles_decide_gates_and_biases(tokens):
+    gated = feed_forward(32, 48, rngs=nnx.Rngs(0), style=Style(bias=False, gated=True))
+    kernels = (layer.kernel[...] for layer in (gated.gate, gated.up, gated.down))
+    gate, up, down = kernels
+    expected = (jax.nn.sigmoid(tokens @ gate) * (tokens @ gate) * (tokens @ up)) @ down
+    np.testing.assert_allclose(gated(tokens), expected, atol=1e-5)
+    block = Block(32, 4, rngs=nnx.Rngs(0), hidden=48, style=Style(bias=False, norm_bias=False))
+    assert block.norm1.bias is block.attention.qkv.bias is block.mlp.down.bias is None
+    assert block.mlp.up.kernel.shape == (32, 48) and VIT.bias and VIT.norm_bias and not VIT.gated

@@ -92,6 +92,28 @@ def test_samples_of_several_shapes_make_one_corpus(lulc, tmp_path):
     assert [corpus.read(i).shape for i in range(6)] == [shapes[i].shape for i in range(6)]
 
 
+def test_samples_may_lack_modalities_where_that_is_said(tmp_path):
+    earth = SlowEarth(4, tile=40, modalities=("LULC", "S1RTC"))
+    bare = replace(land_cover_sample(9), rasters={"DEM": earth[0].rasters["LULC"]})
+    samples = {0: earth[0], 1: replace(earth[1], rasters={"LULC": earth[1].rasters["LULC"]}), 2: bare, 3: earth[3]}
+    source = LandCoverSource(4, replaced=samples)
+    tokenizers = {kind: small_tokenizer(kind, seed) for kind, (_, seed) in TOKENIZERS.items()}
+    places = CoordinateTokenizer.build()
+    assert tokenise(tokenizers, source, tmp_path / "t", coordinates=places, batch_size=8, partial=True)
+    corpus = TokenCorpus(tmp_path / "t")
+    held = [set(corpus.read(i).ids) for i in range(3)]
+    assert held == [{"LULC", "S1RTC", "coords"}, {"LULC", "coords"}, {"LULC", "S1RTC", "coords"}]
+    assert set(corpus.read(1).fingerprints) == {"LULC", "coords"} and corpus.index.keys.tolist() == ["s0", "s1", "s3"]
+    assert tokenise(tokenizers, source, tmp_path / "whole", coordinates=places, batch_size=8)
+    whole = TokenCorpus(tmp_path / "whole")
+    assert whole.index.keys.tolist() == ["s0", "s3"]
+    for name, ids in whole.read(1).ids.items():
+        assert np.array_equal(ids, corpus.read(2).ids[name])
+    assert "partial" not in (tmp_path / "whole" / "job.json").read_text()
+    with pytest.raises(DataError, match="partial is absent there and True here"):
+        tokenise(tokenizers, source, tmp_path / "whole", coordinates=places, batch_size=8, partial=True)
+
+
 # ---- going on -----------------------------------------------------------------------------------------------------
 
 

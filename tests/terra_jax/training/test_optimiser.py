@@ -43,6 +43,18 @@ def test_two_steps_of_adamw_by_hand():
     np.testing.assert_allclose(values["blocks"]["scale"], scale, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("undecayed", "shrinks"), [("vectors", {"kernel"}), ("norms", {"kernel", "mask"})])
+def test_what_decays_is_a_choice(undecayed, shrinks):
+    axes = {**AXES, "mask": ("embed",)}
+    values = {**params(), "mask": jnp.ones(2)}
+    transform = AdamW(steps=10, learning_rate=0.1, weight_decay=0.5, undecayed=undecayed).transform(axes, {})
+    updates, _ = transform.update(jax.tree.map(jnp.zeros_like, values), transform.init(values), values)
+    moved = {path[0].key for path, leaf in jax.tree_util.tree_leaves_with_path(updates) if np.any(leaf)}
+    assert moved == shrinks
+    with pytest.raises(ConfigError, match=r"optimizer.undecayed='all' must be vectors or norms"):
+        AdamW(steps=1, learning_rate=0.1, undecayed="all")
+
+
 def test_schedules_warm_up_and_end_where_they_should():
     optimiser = AdamW(steps=100, learning_rate=1.0, warmup_steps=10, final_learning_rate=0.1, final_weight_decay=0.4)
     assert float(optimiser.learning_rate_at(0)) == 0.0

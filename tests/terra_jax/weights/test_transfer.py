@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terra_jax.errors import WeightsError
-from terra_jax.weights.rules import Rule, WeightMap, flatten_params
+from terra_jax.weights.rules import Fixed, Rule, Subset, WeightMap, flatten_params
 from terra_jax.weights.state import LazyTensor
 from terra_jax.weights.transfer import conform_state, export_state, import_params
 
@@ -165,3 +165,29 @@ def test_only_the_initial_values_that_are_needed_are_built():
     state = {"w": LazyTensor.of(np.ones(2, np.float32))}
     params, _ = import_params(weights, state, template, lambda: {"w": jnp.zeros(1 << 37), "query": jnp.arange(3.0)})
     np.testing.assert_array_equal(params["query"], [0, 1, 2])
+
+
+def test_a_model_of_some_channels_reads_the_whole_tensor_or_its_own():
+    subset = Subset(channels=3, chosen=(2, 0))
+    weights = WeightMap(Rule("proj.weight", "kernel", "d n -> n d", subset=subset))
+    template = {"kernel": np.zeros((8, 5), np.float32)}  # four places of two channels each
+    whole = np.arange(60, dtype=np.float32).reshape(5, 12)
+    some = whole.reshape(5, 4, 3)[..., [2, 0]].reshape(5, 8)
+    for held in (whole, some):
+        params, _ = import_params(weights, {"proj.weight": LazyTensor.of(held)}, template)
+        np.testing.assert_array_equal(params["kernel"], some.T)
+        conformed, _ = conform_state(weights, {"proj.weight": LazyTensor.of(held)}, template)
+        np.testing.assert_array_equal(conformed["proj.weight"].read(), some)
+    with pytest.raises(WeightsError, match=r"proj.weight \(5, 16\) instead of \(5, 8\)"):
+        import_params(weights, {"proj.weight": LazyTensor.of(np.zeros((5, 16), np.float32))}, template)
+
+
+def test_a_buffer_of_another_permitted_shape_is_not_used():
+    own = np.ones((1, 4), np.float32)
+    weights = WeightMap(Rule("a", "a"), Fixed("table", own.shape, lambda: own, others=((1, 2),)))
+    template = {"a": np.zeros(3, np.float32)}
+    state = {"a": LazyTensor.of(template["a"]), "table": LazyTensor.of(np.zeros((1, 2), np.float32))}
+    assert import_params(weights, state, template)[1].aside == ("table",)
+    np.testing.assert_array_equal(conform_state(weights, state, template)[0]["table"].read(), own)
+    with pytest.raises(WeightsError, match=r"table \(1, 3\) instead of \(1, 4\)"):
+        import_params(weights, {**state, "table": LazyTensor.of(np.zeros((1, 3), np.float32))}, template)
