@@ -29,7 +29,7 @@ from terra_jax.skysense.inputs import MODALITIES
 from terra_jax.skysense.objective import SkySenseObjective
 from terra_jax.skysense.variants import HR_PIXELS, WHOLE
 from terra_jax.skysense.views import whole_tiles
-from terra_jax.training.data import open_data, training_indices, training_stream, unlabelled
+from terra_jax.training.data import open_data, split_indices, training_indices, training_stream, unlabelled
 from terra_jax.training.experiment import Experiment
 from terra_jax.training.metrics import read_csv
 from terra_jax.training.objective import Bind, Params
@@ -174,13 +174,6 @@ def make_objective(config: ConfigDict, batch_spec: Mapping[str, ArraySpec]) -> S
     )
 
 
-def evaluation_indices(source: Source, split: str, count: int) -> np.ndarray:
-    """Up to `count` positions of a split that lie on land, the same for every run."""
-    index = source.index
-    known = np.flatnonzero((index.split == split) & (index.scene >= 0))
-    return np.sort(np.random.default_rng(0).permutation(known)[:count])
-
-
 def make_evaluator(
     config: ConfigDict,
     source: Source,
@@ -198,7 +191,7 @@ def make_evaluator(
         split: regions that the queries come from.
     """
     bank, queries = (
-        evaluation_indices(source, name, count)
+        split_indices(source, name, count, labelled=True)
         for name, count in (("train", config.evaluation.bank), (split, config.evaluation.queries))
     )
     if min(len(bank), len(queries)) < FEWEST_TILES:
@@ -282,7 +275,7 @@ def _pictures(
     source: Source, recipe: SkySenseTileRecipe, objective: SkySenseObjective, bind: Bind, params: Params
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """A picture of a few tiles, of the finest optical modality, and their fused features."""
-    indices = evaluation_indices(source, "val", PICTURES)
+    indices = split_indices(source, "val", PICTURES, labelled=True)
     if not len(indices):
         indices = np.arange(len(source))
     batch = next(one_pass(source, recipe, indices, PICTURES))

@@ -25,7 +25,7 @@ from terra_jax.nn.precision import compute_dtype
 from terra_jax.terrafm.evaluation import LandCoverKNN
 from terra_jax.terrafm.objective import TerraFMObjective, standardised_views
 from terra_jax.terrafm.variants import VARIANTS
-from terra_jax.training.data import frequencies, open_data, training_indices, training_stream, unlabelled
+from terra_jax.training.data import frequencies, open_data, split_indices, training_indices, training_stream, unlabelled
 from terra_jax.training.experiment import Experiment
 from terra_jax.training.metrics import read_csv
 from terra_jax.training.objective import Bind, Params
@@ -126,13 +126,6 @@ def make_objective(config: ConfigDict, recipe: TerraFMRecipe | TileRecipe) -> Te
     )
 
 
-def evaluation_indices(source: Source, split: str, count: int) -> np.ndarray:
-    """Up to `count` positions of a split whose scene class is known, the same for every run."""
-    index = source.index
-    known = np.flatnonzero((index.split == split) & (index.scene >= 0))
-    return np.sort(np.random.default_rng(0).permutation(known)[:count])
-
-
 def tile_batches(source: Source, recipe: TileRecipe, indices: np.ndarray, batch_size: int) -> Iterator[dict]:
     """Whole tiles in batches of at most `batch_size`, with "scene" and "cloud"; unreadable tiles are left out."""
 
@@ -155,7 +148,7 @@ def make_evaluator(
         split: regions that the queries come from.
     """
     bank, queries = (
-        evaluation_indices(source, name, count)
+        split_indices(source, name, count, labelled=True)
         for name, count in (("train", config.evaluation.bank), (split, config.evaluation.queries))
     )
     if min(len(bank), len(queries)) < FEWEST_TILES:
@@ -221,7 +214,7 @@ def _pictures(source: Source, objective: TerraFMObjective, tile: int, bind: Bind
 
     Of the run's first optical modality, if any.
     """
-    indices = evaluation_indices(source, "val", PICTURES)
+    indices = split_indices(source, "val", PICTURES, labelled=True)
     if not len(indices):
         indices = np.arange(len(source))
     shown = min(objective.modalities, key=lambda name: not name.startswith("S2"))

@@ -1,6 +1,6 @@
 """A pretraining run of TerraMind, put together from a config: pixels and tokens, objective, evaluation, report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
-from data_pipelines.loader import Recipe, one_pass
 from data_pipelines.recipes.terramind import TranslationRecipe
-from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
 from data_pipelines.sources.tokens import TokenCorpus
 from data_pipelines.transforms.spans import hide
@@ -26,7 +24,7 @@ from terra_jax.terramind.pretraining import Run, open_corpus
 from terra_jax.terramind.pretraining_report import pretraining_report
 from terra_jax.terramind.streams import STREAMS
 from terra_jax.terramind.tokenizer import Tokenizer
-from terra_jax.training.data import training_indices, training_stream
+from terra_jax.training.data import numbered_batches, split_indices, training_indices, training_stream
 from terra_jax.training.experiment import Experiment
 from terra_jax.training.metrics import read_csv
 from terra_jax.training.objective import Bind, Params
@@ -114,14 +112,14 @@ class Scorer:
 
     def __init__(self, run: Run, source: Source, split: str, training: np.ndarray):
         section = run.config.evaluation
-        indices = evaluation_indices(source, split, section.samples)
+        indices = split_indices(source, split, section.samples)
         self.applies = bool(len(indices))
         self.reason = "" if self.applies else f"no figures: the data has no tiles of the split {split!r}"
         self.probes: dict[str, ZeroShot | str] = {}
         if not self.applies:
             return
         self._validation = ValidationLoss(
-            partial(batches, source, run.recipe(seed=0), indices, section.batch_size),
+            partial(numbered_batches, source, run.recipe(seed=0), indices, section.batch_size),
             partial(token_counts, run, source.index.keys[np.unique(training)]),
             outputs=run.outputs,
             size=run.size,
@@ -184,21 +182,6 @@ def token_counts(run: Run, keys: np.ndarray) -> dict[str, np.ndarray]:
     return counts
 
 
-def evaluation_indices(source: Source, split: str, count: int) -> np.ndarray:
-    """Up to `count` positions of a split, or of all tiles, the same for every run."""
-    members = np.flatnonzero((source.index.split == split) | (split == "all"))
-    return np.sort(np.random.default_rng(0).permutation(members)[:count])
-
-
-def batches(source: Source, recipe: Recipe, indices: np.ndarray, batch_size: int) -> Iterator[dict]:
-    """Examples in batches of at most `batch_size`, with the "number" of each sample; unfit samples are left out."""
-
-    def example(sample: Sample, i: int) -> dict[str, np.ndarray]:
-        return {**recipe(sample, i), "number": np.asarray(i, np.int32)}
-
-    return one_pass(source, example, indices, batch_size)
-
-
 def _zero_shot(run: Run, source: Source, probe: Probe, tokenizer: Tokenizer | None, split: str) -> ZeroShot | str:
     """One zero-shot evaluation, or why there is none."""
     section = run.config.evaluation
@@ -214,8 +197,8 @@ def _zero_shot(run: Run, source: Source, probe: Probe, tokenizer: Tokenizer | No
     recipe = TranslationRecipe(
         run.recipe(seed=0).layout, run.config.data.tile, (probe.given,), (f"tok_{probe.asked}",), (probe.asked,)
     )
-    indices = evaluation_indices(source, split, section.probe_samples)
-    made = partial(batches, source, recipe, indices, section.batch_size)
+    indices = split_indices(source, split, section.probe_samples)
+    made = partial(numbered_batches, source, recipe, indices, section.batch_size)
     if next(made(), None) is None:
         return f"not made: no tile of the split {split!r} has pixels of {probe.given} and {probe.asked}, and its tokens"
     return ZeroShot(probe, made, tokenizer, size=run.size, batch_size=section.batch_size, steps=section.diffusion_steps)

@@ -1,6 +1,6 @@
 """A tokenizer's run, put together from a config: data, objective, evaluation, report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
-from data_pipelines.loader import one_pass
 from data_pipelines.recipes.tokenizer import TokenizerRecipe, WindowRecipe
-from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
 from terra_jax.errors import ConfigError
 from terra_jax.nn.initialisation import abstract
@@ -23,7 +21,13 @@ from terra_jax.terramind.tokenizer_evaluation import TokenizerScorer, figures, w
 from terra_jax.terramind.tokenizer_objective import TokenizerObjective, cut_images
 from terra_jax.terramind.tokenizer_report import Pictures, tokenizer_report
 from terra_jax.terramind.variants import TOKENIZERS
-from terra_jax.training.data import open_data, training_indices, training_stream
+from terra_jax.training.data import (
+    numbered_batches,
+    open_data,
+    split_indices,
+    training_indices,
+    training_stream,
+)
 from terra_jax.training.experiment import Experiment
 from terra_jax.training.metrics import read_csv
 from terra_jax.training.objective import Bind, Params
@@ -117,35 +121,20 @@ def make_scorer(config: ConfigDict, source: Source, split: str = "val") -> tuple
         source: its data.
         split: regions that the decoded tiles come from; the codebook's use is counted over all.
     """
-    indices = evaluation_indices(source, split, config.evaluation.samples)
+    indices = split_indices(source, split, config.evaluation.samples)
     if not len(indices):
         return None, f"no figures: the data has no tiles of the split {split!r} (unseen regions)"
     size = config.evaluation.batch_size
-    counted = evaluation_indices(source, "all", config.evaluation.codebook_samples)
+    counted = split_indices(source, "all", config.evaluation.codebook_samples)
     scorer = TokenizerScorer(
-        partial(window_batches, source, _windows(config), indices, size),
-        partial(window_batches, source, _windows(config), counted, size),
+        partial(numbered_batches, source, _windows(config), indices, size),
+        partial(numbered_batches, source, _windows(config), counted, size),
         variant=TOKENIZERS[config.model],
         size=max(config.views.sizes),
         batch_size=size,
         steps=config.evaluation.steps,
     )
     return scorer, ""
-
-
-def evaluation_indices(source: Source, split: str, count: int) -> np.ndarray:
-    """Up to `count` positions of a split, or of all tiles, the same for every run."""
-    members = np.flatnonzero((source.index.split == split) | (split == "all"))
-    return np.sort(np.random.default_rng(0).permutation(members)[:count])
-
-
-def window_batches(source: Source, recipe: WindowRecipe, indices: np.ndarray, batch_size: int) -> Iterator[dict]:
-    """Tiles with their windows and their "number" in batches of at most `batch_size`."""
-
-    def example(sample: Sample, i: int) -> dict[str, np.ndarray]:
-        return {**recipe(sample, i), "number": np.asarray(i, np.int32)}
-
-    return one_pass(source, example, indices, batch_size)
 
 
 def _windows(config: ConfigDict) -> WindowRecipe:
@@ -187,10 +176,10 @@ def _report(
 def _pictures(config: ConfigDict, source: Source, bind: Bind, params: Params) -> Pictures:
     """A few windows, of unseen regions where there are any, through the tokenizer and back."""
     name, recipe = TOKENIZERS[config.model].modality, _windows(config)
-    indices = evaluation_indices(source, "val", PICTURES)
+    indices = split_indices(source, "val", PICTURES)
     if not len(indices):
-        indices = evaluation_indices(source, "all", PICTURES)
-    batch = next(window_batches(source, recipe, indices, PICTURES))
+        indices = split_indices(source, "all", PICTURES)
+    batch = next(numbered_batches(source, recipe, indices, PICTURES))
 
     @jax.jit
     def passage(params: Params, batch: Mapping[str, Any]):

@@ -1,13 +1,14 @@
 """From a config's `data` section to samples and batches: what every family's runs read alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import sampling
-from data_pipelines.loader import Loader, Recipe
+from data_pipelines.loader import Loader, Recipe, one_pass
 from data_pipelines.mixture import Mixture
+from data_pipelines.sample import Sample
 from data_pipelines.sources import Index, Source, open_source
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.mixed import MixedSource, parse_mixture
@@ -110,3 +111,26 @@ def training_stream(
         )
 
     return opened
+
+
+def split_indices(source: Source, split: str, count: int, *, labelled: bool = False) -> np.ndarray:
+    """Up to `count` positions of a split ("val", "test", or "all" tiles), the same for every run.
+
+    Args:
+        source: of the samples.
+        split: whose.
+        count: how many at most.
+        labelled: only those whose land cover the index knows.
+    """
+    index = source.index
+    members = np.flatnonzero(((index.split == split) | (split == "all")) & ((index.scene >= 0) | (not labelled)))
+    return np.sort(np.random.default_rng(0).permutation(members)[:count])
+
+
+def numbered_batches(source: Source, recipe: Recipe, indices: np.ndarray, batch_size: int) -> Iterator[dict]:
+    """Examples in batches of at most `batch_size`, with the "number" of each sample; unfit samples are left out."""
+
+    def example(sample: Sample, i: int) -> dict[str, np.ndarray]:
+        return {**recipe(sample, i), "number": np.asarray(i, np.int32)}
+
+    return one_pass(source, example, indices, batch_size)

@@ -9,7 +9,7 @@ from terra_jax.parallel.mesh import make_mesh
 from terra_jax.skysense import experiment
 from terra_jax.training.build import build
 from terra_jax.training.config import load_config
-from terra_jax.training.data import open_data, training_indices
+from terra_jax.training.data import open_data, split_indices, training_indices
 from terra_jax.training.optimiser import AdamW
 
 ABSTRACT = {"samples": 64, "cache": False}
@@ -88,7 +88,7 @@ def test_training_never_sees_the_regions_that_are_scored():
     source, training, *_ = _made(config)
     trained = set(source.index.region[training])
     for split in ("val", "test"):
-        scored = experiment.evaluation_indices(source, split, 1000)
+        scored = split_indices(source, split, 1000, labelled=True)
         assert len(scored) > 20 and trained.isdisjoint(source.index.region[scored])
 
 

@@ -5,9 +5,9 @@ from data_pipelines.modalities import OCEAN, SCENE_CLASSES
 from data_pipelines.sources import open_source
 from terra_jax.evaluation.table import figures, scores_at
 from terra_jax.terrafm.evaluation import input_sets
-from terra_jax.terrafm.experiment import evaluation_indices, make_objective
+from terra_jax.terrafm.experiment import make_objective
 from terra_jax.training.config import load_config
-from terra_jax.training.data import open_data, training_indices
+from terra_jax.training.data import open_data, split_indices, training_indices
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_training_never_sees_the_regions_that_are_scored(source, config):
     index = source.index
     trained = set(index.region[training_indices(source, config)])
     for split in ("val", "test"):
-        scored = evaluation_indices(source, split, 10_000)
+        scored = split_indices(source, split, 10_000, labelled=True)
         assert len(scored) > 100
         assert trained.isdisjoint(index.region[scored])
         assert (index.scene[scored] >= 0).all()
@@ -43,7 +43,7 @@ def test_the_open_sea_is_thinned_and_land_cover_balanced(source, config):
 
 
 def test_evaluation_tiles_are_the_same_for_every_run(source):
-    first, second = evaluation_indices(source, "val", 50), evaluation_indices(source, "val", 50)
+    first, second = split_indices(source, "val", 50, labelled=True), split_indices(source, "val", 50, labelled=True)
     assert np.array_equal(first, second) and len(np.unique(first)) == 50
 
 

@@ -19,13 +19,13 @@ from data_pipelines.transforms.crops import crop_setting
 from terra_jax.errors import ConfigError
 from terra_jax.terramind.coordinates import CoordinateTokenizer
 from terra_jax.terramind.evaluation import unigram
-from terra_jax.terramind.experiment import Scorer, evaluation_indices, experiment, load_tokenizers, token_counts
+from terra_jax.terramind.experiment import Scorer, experiment, load_tokenizers, token_counts
 from terra_jax.terramind.fingerprint import fingerprint
 from terra_jax.terramind.pretraining import Run, make_objective, make_recipe, open_corpus
 from terra_jax.terramind.streams import INPUTS, OUTPUTS
 from terra_jax.training import checkpoints
 from terra_jax.training.config import load_config
-from terra_jax.training.data import training_indices
+from terra_jax.training.data import split_indices, training_indices
 
 LULC = "terramind_v1_tokenizer_lulc_nano"
 SAMPLES, TILE, SIZE = 120, 36, 32
@@ -107,7 +107,7 @@ def test_training_never_sees_the_regions_that_are_scored(tokens):
     source = run.open()
     trained = set(source.index.region[training_indices(source, config)])
     for split in ("val", "test"):
-        scored = evaluation_indices(source, split, 100)
+        scored = split_indices(source, split, 100)
         assert len(scored) and trained.isdisjoint(source.index.region[scored])
 
 

@@ -11,9 +11,9 @@ from data_pipelines.sources import open_source
 from terra_jax.nn.initialisation import abstract, initial_params
 from terra_jax.nn.unet import UNetSize
 from terra_jax.terramind.tokenizer_evaluation import TokenizerScorer, figures, scores_table
-from terra_jax.terramind.tokenizer_experiment import window_batches
 from terra_jax.terramind.tokenizer_objective import TokenizerObjective
 from terra_jax.terramind.variants import TokenizerVariant
+from terra_jax.training.data import numbered_batches
 
 UNET = UNetSize(channels=16, multipliers=(1,), blocks=1, attention=(), groups=8)
 VARIANTS = {
@@ -34,7 +34,7 @@ def scored(name, batch_size, clips=("none",)):
     recipe = WindowRecipe(name, 36, 16)
     objective = TokenizerObjective(VARIANTS[name], recipe.batch_spec, sizes=(16,))
     graphdef, _ = abstract(objective.build)
-    batches = partial(window_batches, source, recipe, np.arange(6), batch_size)
+    batches = partial(numbered_batches, source, recipe, np.arange(6), batch_size)
     scorer = TokenizerScorer(batches, batches, variant=VARIANTS[name], size=16, batch_size=batch_size, steps=2)
     bind = lambda params: nnx.merge(graphdef, nnx.State(params))  # noqa: E731
     params = initial_params(objective.build)

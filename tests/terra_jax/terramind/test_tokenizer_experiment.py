@@ -9,11 +9,11 @@ import pytest
 from command_line import TINY_TOKENIZER as TINY
 
 from terra_jax.errors import ConfigError
-from terra_jax.terramind.tokenizer_experiment import evaluation_indices, experiment, make_objective
+from terra_jax.terramind.tokenizer_experiment import experiment, make_objective
 from terra_jax.terramind.variants import TOKENIZERS
 from terra_jax.training import checkpoints
 from terra_jax.training.config import list_configs, load_config
-from terra_jax.training.data import open_data, training_indices
+from terra_jax.training.data import open_data, split_indices, training_indices
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data_pipelines"))
 from fakes import write_folder
@@ -76,9 +76,9 @@ def test_training_never_sees_the_regions_that_are_scored():
     source = open_data(config)
     trained = set(source.index.region[training_indices(source, config)])
     for split in ("val", "test"):
-        scored = evaluation_indices(source, split, 100)
+        scored = split_indices(source, split, 100)
         assert len(scored) == 100 and trained.isdisjoint(source.index.region[scored])
-    assert len(evaluation_indices(source, "all", 10**6)) == len(source)
+    assert len(split_indices(source, "all", 10**6)) == len(source)
 
 
 def test_contradictions_are_named():
