@@ -1,4 +1,5 @@
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -88,3 +89,18 @@ def test_a_command_that_fails_ends_the_chain(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         chain.main()
     assert stop.value.code == 2
+
+
+@pytest.mark.slow
+def test_the_chain_runs_from_nothing(repository, tmp_path):
+    program = str(repository / "tools" / "terramind_chain.py")
+    small = ["--tokenizer-steps", "1", "--steps", "1", "--samples", "64", "--config.evaluation.samples=8"]
+    words = [sys.executable, program, "--out", "chain", *small, "--config.evaluation.batch_size=8"]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "minutes in all" in result.stdout and (tmp_path / "chain" / "model" / "report.png").is_file()
+    figures = json.loads((tmp_path / "chain" / "chain.json").read_text())["maps"]["unseen region"]
+    assert set(figures) == {"LULC", "NDVI"} and 0 <= figures["LULC"]["accuracy"] <= 1
+    for name in figures:
+        with rasterio.open(tmp_path / "chain" / "maps" / "unseen_region" / f"{name}.tif") as made:
+            assert made.crs is not None and made.shape == (chain.SCENE, chain.SCENE)
