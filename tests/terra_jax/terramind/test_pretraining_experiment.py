@@ -39,7 +39,7 @@ def write_tokens(path: Path, made_by: str, coordinates: CoordinateTokenizer) -> 
         "LULC": {"model": LULC, "fingerprint": made_by, "codebook": 4375},
         "coords": {"model": "coords", "fingerprint": coordinates.fingerprint, "codebook": coordinates.vocabulary_size},
     }
-    job = TokenJob({"name": "procedural", "keys": "0"}, cards, SIZE, 2, 0.8, 0, SAMPLES, SAMPLES)
+    job = TokenJob({"name": "procedural", "keys": "0"}, cards, SIZE, 2, 0.8, 0, samples=SAMPLES, shard_size=SAMPLES)
     records = []
     for i, key in enumerate(earth.index.keys):
         for setting in range(2):
