@@ -11,6 +11,7 @@ from typing import NoReturn
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import options as prepare_options
 from terra_jax.errors import ConfigError, TerraJaxError
+from terra_jax.inference import generation_options
 
 DRAWN_TILE = 264
 """Side of the tiles that `tokenize` draws where none is named: that of TerraMesh."""
@@ -158,7 +159,7 @@ def _generate(options: argparse.Namespace, _: list[str]) -> None:
 
     if options.model not in GENERATORS:
         raise ConfigError(f"{options.model} generates nothing; use one of {', '.join(GENERATORS)}")
-    sources = _rasters(options.inputs)
+    sources = generation_options.rasters(options.inputs)
     decoding = Decoding(
         order=options.order,
         steps=options.steps,
@@ -187,19 +188,6 @@ def _generate(options: argparse.Namespace, _: list[str]) -> None:
     )
     for path in written:
         print(f"-> {path}")
-
-
-def _rasters(texts: Sequence[str]) -> dict[str, Path | None]:
-    """Reads "MODALITY=FILE" arguments, and "coords"."""
-    given: dict[str, Path | None] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if bool(path) == (name == "coords") or bool(equals) != bool(path):
-            raise ConfigError(f"--in {text} is unclear; write MODALITY=FILE, or coords for the place of the rasters")
-        if name in given:
-            raise ConfigError(f"--in {name} is given twice; give it once")
-        given[name] = Path(path) if path else None
-    return given
 
 
 def _audit(options: argparse.Namespace, _: list[str]) -> None:
@@ -467,51 +455,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
           terra-jax generate --model terramind_v1_nano_generate --weights model=runs/tm --weights LULC=runs/lulc \\
               --in S2L2A=a.tif --in S1GRD=b.tif --in coords --outputs LULC --steps 4 --samples 8 --out generated""",
     )
-    generate.add_argument("--model", required=True, metavar="NAME", help="a generator; see terra-jax models")
-    generate.add_argument(
-        "--weights",
-        required=True,
-        action="append",
-        metavar="[PART=]PATH",
-        help="model=PATH and MODALITY=PATH of each tokenizer that is needed, coords=FILE of a vocabulary; repeat",
-    )
-    generate.add_argument(
-        "--in",
-        required=True,
-        action="append",
-        dest="inputs",
-        metavar="MODALITY=FILE",
-        help="a GeoTIFF of what is known; repeat; coords alone adds the place of the rasters",
-    )
-    generate.add_argument(
-        "--outputs", required=True, metavar="A,B", help="what is generated, in this order: each is seen by the next"
-    )
-    generate.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder that takes MODALITY.tif")
-    generate.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
-    generate.add_argument("--steps", type=int, default=1, help="in which an image's tokens are decided (default 1)")
-    generate.add_argument("--order", default="roar", help="which tokens a step decides: roar (default) or maskgit")
-    generate.add_argument("--schedule", default="linear", help="tokens a step: linear (default) or cosine")
-    generate.add_argument(
-        "--temperature", type=float, default=1.0, help="of what is drawn (default 1); 0: the most probable tokens"
-    )
-    generate.add_argument(
-        "--cooling", default="constant", help="of the temperature: constant (default), linear, onex:LEAST:POWER"
-    )
-    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from so many tokens (default 0: all)")
-    generate.add_argument(
-        "--top-p", type=float, default=0.8, metavar="P", help="draw from tokens of this probability (default 0.8)"
-    )
-    generate.add_argument(
-        "--guidance", type=float, default=1.0, metavar="SCALE", help="away from what knows no input (default 1: off)"
-    )
-    generate.add_argument("--samples", type=int, default=1, metavar="N", help="of which the mean is given (default 1)")
-    generate.add_argument("--unchained", action="store_true", help="make each output from the inputs alone")
-    generate.add_argument("--diffusion-steps", type=int, default=10, metavar="N", help="of the decoders (default 10)")
-    generate.add_argument("--clip", choices=("unit", "none"), help="bound of the decoded images (default: as trained)")
-    generate.add_argument("--window", type=int, metavar="PIXELS", help="side of a window (default: the model's image)")
-    generate.add_argument("--overlap", type=int, metavar="PIXELS", help="of windows (default: a quarter of one)")
-    generate.add_argument("--batch-size", type=int, default=4, metavar="B", help="windows a device (default 4)")
-    generate.add_argument("--overwrite", action="store_true", help="replace earlier results")
+    generation_options.add(generate)
     _add_copy(generate)
 
     audit = command(

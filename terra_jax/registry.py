@@ -5,6 +5,7 @@ A family is imported when one of its models is first asked for.
 
 import difflib
 import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,7 +208,9 @@ def spec_of(name: str, sources: list[str], **overrides: Any):
         if is_params_folder(path):
             recorded |= read_card(path).options
         elif path.is_dir():
-            meta = checkpoints.load_meta(path)
+            with warnings.catch_warnings():  # of damaged checkpoints: said when the parameters are read
+                warnings.simplefilter("ignore")
+                meta = checkpoints.load_meta(path)
             recorded |= meta.get("options", {}) if meta.get("model") == name else {}
     return chosen.spec(name, **{**recorded, **overrides})
 
