@@ -109,7 +109,7 @@ def test_samples_may_lack_modalities_where_that_is_said(tmp_path):
     assert whole.index.keys.tolist() == ["s0", "s3"]
     for name, ids in whole.read(1).ids.items():
         assert np.array_equal(ids, corpus.read(2).ids[name])
-    with pytest.raises(DataError, match="partial is absent there and True here"):
+    with pytest.raises(DataError, match="partial is False there and True here"):
         tokenise(tokenizers, source, tmp_path / "whole", coordinates=places, batch_size=8, partial=True)
 
 
