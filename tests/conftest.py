@@ -1,7 +1,9 @@
 """What every test stands on: eight forced CPU devices, parsed absl flags, and where real material lies."""
 
+import gc
 import importlib
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +23,15 @@ def _unavailable(reason: str):
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs go with the module that made them; all together they would fill a small machine's memory."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

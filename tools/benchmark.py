@@ -154,7 +154,7 @@ FAMILIES = {
         },
         sizes=("nano", "tiny", "small", "base", "large"),
         usual={"tiny": 16, "base": 4},
-        quick=("step", "gradients", "update", "few", "all"),
+        quick=("step", "update"),
         summary=training_step,
     ),
 }

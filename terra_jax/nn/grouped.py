@@ -3,7 +3,7 @@
 Rows are sorted by their group and taken in blocks; a group runs as many blocks as its rows fill and no more. Only the
 last block of a group is padded, and a block is so small that padding adds at most a quarter to the rows, whatever the
 mix. (One scan over blocks of all groups, which chooses the table by `lax.switch`, has a static length, but XLA copies
-every table's gradient at every branch: seven times slower on CPU.)
+every table's gradient at every branch: two to four times slower on CPU.)
 
 Under a mesh (`jax.sharding.use_abstract_mesh`) each shard of the batch groups its own rows.
 """

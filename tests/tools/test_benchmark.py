@@ -70,13 +70,13 @@ def test_quick_run_of_terramind(repository, torch, tmp_path):
     done = run(repository, "terramind", "--quick", "--json", str(tmp_path / "figures.json"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "figures.json").read_text())
-    for name in ("step", "gradients", "update", "few", "all"):
+    for name in ("step", "update"):
         row = result["rows"][name]
         assert all(row["seconds"][side] > 0 for side in ("torch", "jax"))
         parameters = {pair["parameters"] for sides in row["pairs"] for pair in sides.values()}
         assert len(parameters) == 1  # both sides are the same model
     assert result["ratio"] == pytest.approx(result["ours_step_s"] / result["torch_step_s"])
-    assert result["torch_memory_above_state_bytes"] > 0 and result["ours_13_over_3_modalities"] > 0
+    assert result["ours_update_s"] > 0 and result["torch_memory_above_state_bytes"] > 0
     assert "memory_ratio" in done.stdout
 
 
