@@ -61,10 +61,7 @@ def test_a_multi_label_set_from_a_tortilla(tmp_path):
 
 
 def test_the_real_benchmark_file(tmp_path, fixtures_dir):
-    file = fixtures_dir / "benchmarks" / "benv2.tortilla"
-    if not file.exists():
-        pytest.skip("benchmarks/benv2.tortilla is not among the fixtures")
-    source = open_source("tortilla", path=str(file))
+    source = open_source("tortilla", path=str(fixtures_dir / "benchmarks" / "benv2.tortilla"))
     builder = built(tmp_path, source=source, target="labels")
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     assert sizes == {"test": 2, "train": 5, "validation": 2}
