@@ -1,7 +1,7 @@
 """Land cover of single pixels by nearest neighbours from SkySense's features, on regions that training has not seen."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from data_pipelines.modalities import LAND_COVER
 from terra_jax.evaluation.features import extract_features
+from terra_jax.evaluation.frozen import Batch, FrozenKNN
 from terra_jax.evaluation.knn import evaluate_knn, standardised
 from terra_jax.evaluation.table import Scores, scores_table
 from terra_jax.skysense.model import SkySense
@@ -27,8 +28,6 @@ FEWEST_QUERIES = 20
 """Cloudy pixels below this number say nothing."""
 
 IGNORED = tuple(LAND_COVER.index(name) for name in ("nodata", "clouds"))
-
-Batch = Mapping[str, np.ndarray]
 
 
 class InputSet(NamedTuple):
@@ -77,7 +76,7 @@ def labelled_pixels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.resize(order, count).astype(np.int32)
 
 
-class PixelKNN:
+class PixelKNN(FrozenKNN):
     """Scores of frozen pixel features beside two baselines: a random model, and what pixels measure by themselves.
 
     Args:
@@ -89,43 +88,8 @@ class PixelKNN:
         statistics: statistics set that standardises inputs.
     """
 
-    def __init__(
-        self,
-        bank: Callable[[], Iterator[Batch]],
-        queries: Callable[[], Iterator[Batch]],
-        random_params: Callable[[], Params],
-        *,
-        modalities: Sequence[str],
-        batch_size: int,
-        statistics: str,
-    ):
-        self.inputs = input_sets(modalities)
-        self._sets = bank, queries
-        self._random_params = random_params
-        self._batch_size = batch_size
-        self._statistics = statistics
-        self._embedders: dict[Bind, Callable] = {}
-        self._baselines: dict[str, Scores] = {}
-
-    @property
-    def headline(self) -> str:
-        """The input set that a report shows first: the first one, of all modalities."""
-        return next(iter(self.inputs))
-
-    def __call__(self, bind: Bind, params: Params) -> Scores:
-        """Scores of the model with these parameters."""
-        if bind not in self._embedders:
-            self._embedders[bind] = jax.jit(partial(self._embed, bind))
-        return self._scored(partial(self._embedders[bind], params))
-
-    def baselines(self, bind: Bind) -> dict[str, Scores]:
-        """Name of each baseline -> its scores; computed once."""
-        if not self._baselines:
-            self._baselines = {
-                "random encoder": self(bind, self._random_params()),
-                "pixel mean and deviation": self._measured,
-            }
-        return self._baselines
+    measured_name = "pixel mean and deviation"
+    input_sets = staticmethod(input_sets)
 
     def _embed(self, bind: Bind, params: Params, batch: Mapping[str, Array]) -> dict[str, Array]:
         encoder: SkySense = bind(params).encoder
@@ -143,7 +107,7 @@ class PixelKNN:
         return self._picked(batch, features)
 
     @cached_property
-    def _measured(self) -> Scores:
+    def measured(self) -> Scores:
         """Scores of each pixel's mean and deviation over the frames; of HR, over the image's pixels within it."""
 
         @jax.jit

@@ -18,8 +18,9 @@ from data_pipelines.regions import RegionTable
 from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
 from terra_jax.errors import ConfigError
+from terra_jax.evaluation.frozen import knn_summary
 from terra_jax.evaluation.report import report_png
-from terra_jax.evaluation.table import Scores, figures, scores_at
+from terra_jax.evaluation.table import Scores, figures
 from terra_jax.nn.initialisation import abstract, initial_params
 from terra_jax.nn.precision import compute_dtype
 from terra_jax.skysense.augmentation import Augmentation
@@ -246,16 +247,18 @@ def _report(
 ) -> dict[str, Any]:
     """Draw report.png and return what report.json says of the kNN evaluation."""
     teacher = state["extra"]["teacher"]
-    evaluations, drawn_baselines = [], {}
+    evaluations: list[dict[str, Any]] = []
+    drawn_baselines: dict[str, Any] = {}
     result: dict[str, Any] = {"knn": reason}
     if knn:
-        scores = latest.get(config.steps) or knn(bind, teacher)
-        baselines = knn.baselines(bind)
-        result = {"knn": {"headline": knn.headline, "scores": scores, "baselines": baselines}}
-        drawn_baselines = {name: values[knn.headline] for name, values in baselines.items()}
-        drawn_baselines |= {f"{name} alone": scores[name] for name in objective.modalities if name != knn.headline}
-        earlier = [scores_at(row, knn.headline) for row in report["evaluations"] if float(row["step"]) < config.steps]
-        evaluations = [*earlier, {"step": config.steps, "scores": scores[knn.headline]}]
+        summary, evaluations = knn_summary(
+            knn, bind, teacher, step=config.steps, scores=latest.get(config.steps), rows=report["evaluations"]
+        )
+        result = {"knn": summary}
+        drawn_baselines = {name: values[knn.headline] for name, values in summary["baselines"].items()}
+        drawn_baselines |= {
+            f"{name} alone": summary["scores"][name] for name in objective.modalities if name != knn.headline
+        }
     images, features = _pictures(source, tile_recipe(config, regions), objective, bind, teacher)
     if jax.process_index() == 0:
         report_png(

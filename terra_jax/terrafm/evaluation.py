@@ -1,7 +1,7 @@
 """Land cover by nearest neighbours from TerraFM embeddings, on regions that training has not seen."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from data_pipelines.modalities import SCENE_CLASSES
 from terra_jax.evaluation.features import extract_features
+from terra_jax.evaluation.frozen import Batch, FrozenKNN
 from terra_jax.evaluation.knn import band_statistics, evaluate_knn, standardised
 from terra_jax.evaluation.table import Scores
 from terra_jax.terrafm.model import STEMS
@@ -19,10 +20,19 @@ from terra_jax.training.objective import Bind, Params
 CLOUDY = 0.3
 """Cloud fraction from which a tile counts as cloudy."""
 
-Batch = Mapping[str, np.ndarray]
+
+def input_sets(modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> modalities of each set that is scored: two sensors fused, then every modality alone.
+
+    A fused set pairs the first Sentinel-2 product with the first Sentinel-1 one.
+    """
+    optical = [name for name in modalities if name.startswith("S2")]
+    radar = [name for name in modalities if name.startswith("S1")]
+    fused = {f"{optical[0]}+{radar[0]}": (optical[0], radar[0])} if optical and radar else {}
+    return {**fused, **{name: (name,) for name in modalities}}
 
 
-class LandCoverKNN:
+class LandCoverKNN(FrozenKNN):
     """Scores of frozen class tokens beside two baselines: a random encoder, and per-band mean and deviation.
 
     Args:
@@ -36,6 +46,9 @@ class LandCoverKNN:
         statistics: statistics set that standardises inputs.
     """
 
+    measured_name = "band mean and deviation"
+    input_sets = staticmethod(input_sets)
+
     def __init__(
         self,
         bank: Callable[[], Iterator[Batch]],
@@ -47,36 +60,10 @@ class LandCoverKNN:
         batch_size: int,
         statistics: str,
     ):
-        self.inputs = input_sets(modalities)
-        self._sets = bank, queries
-        self._random_params = random_params
-        self._modalities = tuple(modalities)
+        super().__init__(
+            bank, queries, random_params, modalities=modalities, batch_size=batch_size, statistics=statistics
+        )
         self._size = size
-        self._batch_size = batch_size
-        self._statistics = statistics
-        self._embedders: dict[Bind, Callable] = {}
-        self._baselines: dict[str, Scores] = {}
-
-    @property
-    def headline(self) -> str:
-        """The input set that a report shows first: the one with most modalities."""
-        return max(self.inputs, key=lambda name: len(self.inputs[name]))
-
-    def __call__(self, bind: Bind, params: Params) -> Scores:
-        """Scores of the encoder with these parameters."""
-        if bind not in self._embedders:
-            self._embedders[bind] = jax.jit(partial(self._embed, bind))
-        bank, queries = self._features(partial(self._embedders[bind], params), jax.device_put)
-        return self._score(bank, queries)
-
-    def baselines(self, bind: Bind) -> dict[str, Scores]:
-        """Name of each baseline -> its scores; computed once."""
-        if not self._baselines:
-            self._baselines = {
-                "random encoder": self(bind, self._random_params()),
-                "band mean and deviation": self._statistics_scores,
-            }
-        return self._baselines
 
     def _embed(self, bind: Bind, params: Params, batch: Mapping[str, Array]) -> dict[str, Array]:
         encoder = bind(params).encoder
@@ -90,7 +77,9 @@ class LandCoverKNN:
         return {**tokens, "scene": batch["scene"], "cloud": batch["cloud"]}
 
     @cached_property
-    def _statistics_scores(self) -> Scores:
+    def measured(self) -> Scores:
+        """Scores of each band's mean and deviation over the tile."""
+
         def describe(batch: Batch) -> dict[str, np.ndarray]:
             features = {
                 name: band_statistics({key: array for key, array in batch.items() if key.split("/")[0] in members})
@@ -103,7 +92,10 @@ class LandCoverKNN:
             bank[name], queries[name] = standardised(bank[name], queries[name])
         return self._score(bank, queries)
 
-    def _features(self, function, place) -> list[dict[str, np.ndarray]]:
+    def _scored(self, function: Callable) -> Scores:
+        return self._score(*self._features(function, jax.device_put))
+
+    def _features(self, function: Callable, place: Callable) -> list[dict[str, np.ndarray]]:
         return [extract_features(function, batches(), self._batch_size, place=place) for batches in self._sets]
 
     def _score(self, bank: Mapping[str, np.ndarray], queries: Mapping[str, np.ndarray]) -> Scores:
@@ -116,14 +108,3 @@ class LandCoverKNN:
                     bank[name], bank["scene"], queries[name][cloudy], queries["scene"][cloudy], names=SCENE_CLASSES
                 )
         return scores
-
-
-def input_sets(modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Name -> modalities of each set that is scored: two sensors fused, then every modality alone.
-
-    A fused set pairs the first Sentinel-2 product with the first Sentinel-1 one.
-    """
-    optical = [name for name in modalities if name.startswith("S2")]
-    radar = [name for name in modalities if name.startswith("S1")]
-    fused = {f"{optical[0]}+{radar[0]}": (optical[0], radar[0])} if optical and radar else {}
-    return {**fused, **{name: (name,) for name in modalities}}

@@ -18,8 +18,9 @@ from data_pipelines.loader import one_pass
 from data_pipelines.recipes.terrafm import TerraFMRecipe, TileRecipe
 from data_pipelines.sample import Sample
 from data_pipelines.sources import Source
+from terra_jax.evaluation.frozen import knn_summary
 from terra_jax.evaluation.report import report_png
-from terra_jax.evaluation.table import Scores, figures, scores_at
+from terra_jax.evaluation.table import Scores, figures
 from terra_jax.nn.initialisation import abstract, initial_params
 from terra_jax.nn.precision import compute_dtype
 from terra_jax.terrafm.evaluation import LandCoverKNN
@@ -185,15 +186,15 @@ def _report(
 ) -> dict[str, Any]:
     """Draw report.png and return what report.json says of the kNN evaluation."""
     teacher = state["extra"]["teacher"]
-    evaluations, drawn_baselines = [], {}
+    evaluations: list[dict[str, Any]] = []
+    drawn_baselines: dict[str, Any] = {}
     result: dict[str, Any] = {"knn": reason}
     if knn:
-        scores = latest.get(config.steps) or knn(bind, teacher)
-        baselines = knn.baselines(bind)
-        result = {"knn": {"headline": knn.headline, "scores": scores, "baselines": baselines}}
-        drawn_baselines = {name: values[knn.headline] for name, values in baselines.items()}
-        earlier = [scores_at(row, knn.headline) for row in report["evaluations"] if float(row["step"]) < config.steps]
-        evaluations = [*earlier, {"step": config.steps, "scores": scores[knn.headline]}]
+        summary, evaluations = knn_summary(
+            knn, bind, teacher, step=config.steps, scores=latest.get(config.steps), rows=report["evaluations"]
+        )
+        result = {"knn": summary}
+        drawn_baselines = {name: values[knn.headline] for name, values in summary["baselines"].items()}
     images, features = _pictures(source, objective, config.data.tile, bind, teacher)
     if jax.process_index() == 0:
         report_png(
