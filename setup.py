@@ -54,6 +54,7 @@ setup(
             "h5netcdf>=1.3",
             "h5py>=3.10",
             "hypothesis>=6.100",
+            "jax[tpu]",  # its compiler needs no TPU
             "mypy>=1.11",
             "pytest>=8",
             "ruff>=0.6",

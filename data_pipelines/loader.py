@@ -55,7 +55,8 @@ class Loader:
             corpus has epochs of its own.
         batch_size: global, over all processes.
         seed: of the order and of the substitutes.
-        process_index, process_count: this process among all.
+        process_index, process_count: which of the equal contiguous parts of each global batch this process takes; the
+            parts of all, in order, are the same batch whatever their number.
         start: position to begin at, as `position` gave it.
         strict: raise on an unreadable sample instead of replacing it.
         threads: that read and transform whole batches in parallel; 0 works in the caller's.
@@ -95,10 +96,12 @@ class Loader:
             "seed": seed,
             "strict": strict,
         }
-        self._reader = _Reader(source, _Order(Mixture.of(indices), seed), strict)
+        self._order = _Order(Mixture.of(indices), seed)
+        self._reader = _Reader(source, self._order, strict)
         # The stream is a function of the position. Grain's own shuffle is not used: it costs milliseconds an element
         # where samples are few (it walks a 16-bit cipher until it falls on one of them).
-        stream = grain.MapDataset.range(sys.maxsize).map(_Stream(self._reader, recipe))
+        place = _Contiguous(int(start), batch_size, process_count)
+        stream = grain.MapDataset.range(sys.maxsize).map(_Stream(place, self._reader, recipe))
         local = batch_size // process_count
         self._iterator = grain.experimental.ElasticIterator(
             stream,
@@ -143,6 +146,11 @@ class Loader:
     def failures(self) -> dict[str, str]:
         """Key of each unreadable sample met so far by this process -> why."""
         return dict(self._reader.failures)
+
+    def keys(self, start: int, stop: int) -> list[str]:
+        """Keys of the samples at these positions of the global stream (of an unreadable one: its own)."""
+        keys = self._stream["source"].index.keys
+        return [str(keys[self._order(position)]) for position in range(start, stop)]
 
     def close(self) -> None:
         """Stop reading ahead; iteration ends here."""
@@ -245,14 +253,30 @@ class _Reader:
             raise
 
 
+class _Contiguous:
+    """Where to read, so that Grain's parts, which take every n-th element, hold contiguous pieces of each batch.
+
+    Then the global batch, as devices hold it, does not depend on the number of processes.
+    """
+
+    def __init__(self, start: int, batch_size: int, process_count: int):
+        self._start, self._batch_size, self._count = start, batch_size, process_count
+
+    def __call__(self, position: int) -> int:
+        batch, place = divmod(position - self._start, self._batch_size)
+        row, process = divmod(place, self._count)
+        return self._start + batch * self._batch_size + process * (self._batch_size // self._count) + row
+
+
 class _Stream:
     """Grain's mapped function: position -> example. It does not hold the loader, which ends when nobody else does."""
 
-    def __init__(self, reader: _Reader, recipe: Recipe):
-        self._reader, self._recipe = reader, recipe
+    def __init__(self, place: _Contiguous, reader: _Reader, recipe: Recipe):
+        self._place, self._reader, self._recipe = place, reader, recipe
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
-        return self._recipe(self._reader.read(int(position)), int(position))
+        position = self._place(int(position))
+        return self._recipe(self._reader.read(position), position)
 
 
 def _buffered(spec: Mapping[str, ArraySpec], local_batch: int, threads: int) -> int:

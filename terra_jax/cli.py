@@ -10,8 +10,9 @@ from typing import NoReturn
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import options as prepare_options
-from terra_jax.errors import ConfigError, TerraJaxError
+from terra_jax.errors import ConfigError, MissingProcessError, TerraJaxError
 from terra_jax.inference import generation_options
+from terra_jax.parallel import compile_options
 
 DRAWN_TILE = 264
 """Side of the tiles that `tokenize` draws where none is named: that of TerraMesh."""
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run(options, [item.removeprefix("--") for item in overrides])
     except (TerraJaxError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, MissingProcessError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -50,12 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
     from data_pipelines.memory import keep_freed_memory
     from terra_jax import registry
+    from terra_jax.parallel import distributed, processes
     from terra_jax.training.config import load_config
     from terra_jax.training.loop import train
 
     config = load_config(options.config, overrides)
     keep_freed_memory()
-    train(registry.experiment(config), config, options.workdir)
+    with distributed.joined(processes.find(options.coordinator, options.processes, options.process), options.wait):
+        train(registry.experiment(config), config, options.workdir)
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -267,6 +270,24 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> None:
         write_json(options.json, diagnosis.as_json())
 
 
+def _compile(options: argparse.Namespace, overrides: list[str]) -> None:
+    from functools import partial
+
+    from terra_jax import registry
+    from terra_jax.parallel.apart import compile_apart
+    from terra_jax.parallel.compile_table import compile_table
+    from terra_jax.parallel.fitting import compile_report
+    from terra_jax.training.config import load_config, write_json
+
+    _check_outputs(options.out, None)
+    config = load_config(options.config, [*overrides, *options.mesh])
+    compiled = partial(compile_apart, topology=options.topology, slices=options.slices, objective=registry.objective)
+    report = compile_report(config, compiled, lambda line: print(line, file=sys.stderr, flush=True))
+    print(compile_table(report))
+    if options.out:
+        write_json(options.out, report)
+
+
 def _models(options: argparse.Namespace, _: list[str]) -> None:
     from terra_jax import registry
 
@@ -309,10 +330,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         examples:
           terra-jax train --config terrafm/nano --workdir runs/nano
           terra-jax train --config terrafm/base --workdir runs/base --config.data.source=geotiff \\
-              --config.data.path=tiles --config.init=TerraFM-B.pth""",
+              --config.data.path=tiles --config.init=TerraFM-B.pth
+        The same command runs on every host of a TPU pod; elsewhere, on host I of N, add
+          --coordinator HOST:PORT --processes N --process I""",
     )
-    train.add_argument("--workdir", required=True, metavar="DIR", help="folder that takes all output")
+    train.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder that takes all output; one that all hosts see"
+    )
     _add_config(train)
+    _add_processes(train)
 
     evaluate = command(
         "evaluate",
@@ -511,6 +537,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     prepare.add_argument("--process", type=_share, metavar="I/N", help="this run among those that share --out")
     prepare_options.add_options(prepare)
 
+    compiled = command("compile", _compile, compile_options.SUMMARY, compile_options.EPILOG)
+    _add_config(compiled)
+    compile_options.add(compiled)
+
     command("models", _models, "List the models and their sizes.", "example:\n  terra-jax models")
     return parser, commands
 
@@ -528,6 +558,15 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="NAME",
         help="a config by name (terrafm/nano) or the path of a .py; change keys with --config.KEY=VALUE",
+    )
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; TPU hosts find it by themselves")
+    parser.add_argument("--processes", type=int, metavar="N", help="of the run, one a host; 1 for this host alone")
+    parser.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    parser.add_argument(
+        "--wait", type=float, default=50, metavar="SECONDS", help="for the other hosts at the start (default 50)"
     )
 
 

@@ -13,5 +13,9 @@ class WeightsError(TerraJaxError):
     """A weight file that is unsafe, unreadable or does not fit the model."""
 
 
+class MissingProcessError(TerraJaxError):
+    """Another process of the run did not come, or is gone: the same command on all hosts goes on (exit status 3)."""
+
+
 class CheckpointError(TerraJaxError):
     """A working folder or checkpoint that is missing, damaged or belongs to another run."""

@@ -47,6 +47,9 @@ class Family(Protocol):
     def experiment(self, config: Any) -> Any:
         """A run's `training.experiment.Experiment`."""
 
+    def objective(self, config: Any) -> Any:
+        """The `training.objective.Objective` of that run, without opening its data."""
+
     def evaluate(self, config: Any, params: Mapping[str, Any], split: str) -> dict[str, Any]:
         """Evaluation of a model's parameters on a config's data: JSON values."""
 
@@ -285,6 +288,15 @@ def experiment(config):
         return Initial(placed, loaded, fresh)
 
     return replace(made, init=initial)
+
+
+def objective(config):
+    """The objective of a run from its config alone: no data are opened.
+
+    Raises:
+        ConfigError: unknown model, or options that contradict each other.
+    """
+    return family(config.model).objective(config)
 
 
 def training_folder_reader(name: str):

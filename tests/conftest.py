@@ -70,6 +70,13 @@ def torch():
 
 
 @pytest.fixture(scope="session")
+def libtpu():
+    """The compiler for TPUs, where the [tpu] extra is installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        _unavailable('libtpu is not installed; pip install "terra_jax[tpu]"')
+
+
+@pytest.fixture(scope="session")
 def terra_jax_command(tmp_path_factory):
     """`terra_jax_command("train", ...)` runs `terra-jax train ...` in this process: (status, out, err)."""
     from command_line import runner

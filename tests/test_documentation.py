@@ -110,7 +110,13 @@ def tiny(command: str) -> list[str]:
         return [*words, *TINY_TOKENIZER]
     if words[0] in ("train", "evaluate") and any(word.startswith("skysense/") for word in words):
         return [*words, *TINY_SKYSENSE]
-    extra = {"train": TINY, "evaluate": (*TINY, *TINY_EVALUATION), "tokenize": ("--samples", "4"), "doctor": TINY}
+    extra = {
+        "train": TINY,
+        "evaluate": (*TINY, *TINY_EVALUATION),
+        "tokenize": ("--samples", "4"),
+        "doctor": TINY,
+        "compile": TINY,
+    }
     return [*words, *extra.get(words[0], ())]
 
 

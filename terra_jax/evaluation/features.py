@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from terra_jax.parallel.distributed import fetch, place_everywhere
+
 Batch = Mapping[str, np.ndarray]
 
 
@@ -14,7 +16,7 @@ def extract_features(
     batches: Iterable[Batch],
     batch_size: int,
     *,
-    place: Callable[[Any], Any] = jax.device_put,
+    place: Callable[[Any], Any] = place_everywhere,
 ) -> Any:
     """Apply `function` to every batch and join the results along the first axis.
 
@@ -26,8 +28,8 @@ def extract_features(
             bound, e.g. `functools.partial(jax.jit(apply), params)`.
         batches: dicts of arrays with equal first axes of at most `batch_size` samples.
         batch_size: number of samples that the function sees.
-        place: puts a full batch on the devices, e.g. with a mesh's batch sharding. Every process is to pass the same
-            batches and to get whole results back.
+        place: puts a full batch on the devices. Every process of a run is to pass the same batches; every one gets
+            whole results back.
 
     Returns:
         NumPy array or pytree of them, one row a sample, in order.
@@ -65,4 +67,4 @@ def _padded(array: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _fetched(result: Any, count: int) -> Any:
-    return jax.tree.map(lambda array: np.asarray(array)[:count], result)
+    return jax.tree.map(lambda array: array[:count], fetch(result))

@@ -19,6 +19,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from terra_jax.parallel.expected_trips import expected_trips
+
 Tables = tuple[Array, ...]
 LARGE = 4
 """Blocks of this many small ones go first: a matrix product of few rows is slow for its size."""
@@ -112,6 +114,7 @@ def _for_blocks(order: _Order, group: int, sizes: Sequence[int], body: Body, car
     """
     start, count = order.starts[group], order.counts[group]
     done = jnp.zeros_like(count)
+    left = order.places.size // order.starts.size  # an even share of the rows, for estimates
     for size in sizes:
 
         def step(i: Array, carry: Any, size: int = size, done: Array = done) -> Any:
@@ -120,8 +123,11 @@ def _for_blocks(order: _Order, group: int, sizes: Sequence[int], body: Body, car
             return body(chosen, first + jnp.arange(size) < count, start + first, carry)
 
         blocks = -((done - count) // size) if size == sizes[-1] else (count - done) // size
-        carry = lax.fori_loop(0, blocks, step, carry)
+        expected = -(-left // size) if size == sizes[-1] else left // size
+        with expected_trips(expected):
+            carry = lax.fori_loop(0, blocks, step, carry)
         done += blocks * size
+        left -= expected * size
     return carry
 
 

@@ -10,6 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from terra_jax.parallel.activations import split_examples
+
 Initialiser = Callable[..., Array]
 """(key, shape, dtype) -> values, as `jax.nn.initializers` makes them."""
 
@@ -54,8 +56,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """(..., *inputs) -> (..., *outputs) in the compute dtype."""
-        y = contract(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.contracted)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = contract(split_examples(x.astype(self.dtype)), self.kernel[...].astype(self.dtype), self.contracted)
+        return split_examples(y if self.bias is None else y + self.bias[...].astype(self.dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

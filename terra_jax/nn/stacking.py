@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from terra_jax.errors import ConfigError
+from terra_jax.parallel.activations import split_examples
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
@@ -101,12 +102,12 @@ def scan_blocks(
 
     def body(x, layer):
         state, rate, key = layer
-        x = nnx.merge(graphdef, state)(x, rate, key, *shared)
+        x = split_examples(nnx.merge(graphdef, state)(x, rate, key, *shared))
         return x, (x if every else None)
 
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return jax.lax.scan(body, x, (state, rates, keys))
+    return jax.lax.scan(body, split_examples(x), (state, rates, keys))
 
 
 def stacked(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from terra_jax.nn.linear import Initialiser, Linear, kaiming_uniform_fan_in, ones, parameter, zeros
 from terra_jax.nn.stacking import remat_policy
 from terra_jax.nn.transformer import Attention
+from terra_jax.parallel.activations import split_examples
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         margin = (kernel.shape[0] // 2,) * 2
         y = convolve(x.astype(self.dtype), kernel, padding=(margin, margin), stride=self.stride)
-        return y + self.bias[...].astype(self.dtype)
+        return split_examples(y + self.bias[...].astype(self.dtype))
 
 
 class Upsample(Conv):
@@ -131,7 +132,7 @@ class Upsample(Conv):
         ]
         y = jnp.stack(parities, axis=-2).reshape(batch, rows, columns, 2, 2, -1)
         y = y.swapaxes(2, 3).reshape(batch, 2 * rows, 2 * columns, -1)
-        return y + self.bias[...].astype(self.dtype)
+        return split_examples(y + self.bias[...].astype(self.dtype))
 
 
 def _merged_taps(kernel: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

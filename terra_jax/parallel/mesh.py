@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from terra_jax.errors import ConfigError
@@ -21,12 +23,40 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
         devices: what to lay out; all devices of all processes by default.
 
     Raises:
-        ConfigError: the axes do not multiply to the number of devices.
+        ConfigError: the axes do not multiply to the number of devices, or do not divide over the slices.
     """
     available = list(jax.devices() if devices is None else devices)
     sizes = _fill(dict(zip(AXES, (data, fsdp, tensor), strict=True)), len(available))
-    # jax.make_mesh would default to Explicit axes; the shardings here are hints to the partitioner.
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=available)
+    # Explicit axes would make types of the shardings; here they are hints to the partitioner.
+    return Mesh(_laid_out(tuple(sizes.values()), available), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Make sure that a global batch divides over the devices and the micro-batches.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = shards * accumulation
+    if batch_size < 1 or batch_size % unit:
+        raise ConfigError(
+            f"batch_size={batch_size} must be a multiple of mesh.data x mesh.fsdp x accumulation = "
+            f"{shards} x {accumulation} = {unit}; the nearest is {max(round(batch_size / unit), 1) * unit}"
+        )
+
+
+def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """Devices so that neighbours on the mesh are neighbours on the interconnect; TPU slices lie along `data`."""
+    slices = len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"})
+    if slices < 2:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise ConfigError(
+            f"mesh.data={shape[0]} must be a multiple of the {slices} slices: no other axis may span the slow network"
+        )
+    within = (shape[0] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
 def _fill(sizes: dict[str, int], devices: int) -> dict[str, int]:

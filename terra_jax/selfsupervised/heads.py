@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from terra_jax.nn.linear import Linear, parameter, trunc_normal
+from terra_jax.parallel.activations import split_examples
 
 
 class ProjectionHead(nnx.Module):
@@ -38,13 +39,13 @@ class ProjectionHead(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
         """Logits: cosine similarities to the prototypes, float32."""
-        x = jax.nn.gelu(self.fc1(x), approximate=False)
+        x = jax.nn.gelu(self.fc1(split_examples(x)), approximate=False)
         x = jax.nn.gelu(self.fc2(x), approximate=False)
         x = self.fc3(x).astype(jnp.float32)
         prototypes = self.prototypes[...]
         # Norms are divided out of the product: normalising the prototypes first costs a second array of their size,
         # and on CPU, fused into the matmul, forty times the matmul.
-        return (x * inverse_norm(x, axis=-1)) @ prototypes * inverse_norm(prototypes, axis=0)
+        return split_examples((x * inverse_norm(x, axis=-1)) @ prototypes * inverse_norm(prototypes, axis=0))
 
 
 def inverse_norm(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:

@@ -23,6 +23,7 @@ from terra_jax.evaluation.report import report_png
 from terra_jax.evaluation.table import Scores, figures
 from terra_jax.nn.initialisation import abstract, initial_params
 from terra_jax.nn.precision import compute_dtype
+from terra_jax.parallel.distributed import fetch
 from terra_jax.skysense.augmentation import Augmentation
 from terra_jax.skysense.evaluation import PixelKNN, labelled_pixels
 from terra_jax.skysense.granularity import Clustering
@@ -114,6 +115,12 @@ def region_table(config: ConfigDict, source: Source, training: np.ndarray) -> Re
     return RegionTable.of(
         index.lon[training], index.lat[training], options.rows, zoom=options.zoom or None, overflow=options.overflow
     )
+
+
+def objective(config: ConfigDict) -> SkySenseObjective:
+    """The objective alone: no data are opened."""
+    nowhere = RegionTable.of(np.zeros(1), np.zeros(1), config.data.regions.rows)  # it has no part in a batch's shape
+    return make_objective(config, make_recipe(config, nowhere).batch_spec)
 
 
 def make_recipe(config: ConfigDict, regions: RegionTable) -> SkySenseRecipe:
@@ -288,7 +295,7 @@ def _pictures(
         images, days, present = whole_tiles(batch, objective.statistics)
         return bind(params).encoder(images, days, present, normalised=True)
 
-    features = np.asarray(fused(params, batch))
+    features = fetch(fused(params, batch))
     if "HR" in batch:
         pictures = batch["HR"][:, :, :: HR_PIXELS // 8, :: HR_PIXELS // 8].astype(np.float32) / 255
     elif "S2L2A/10" in batch:

@@ -69,6 +69,13 @@ def experiment(config: Any) -> Any:
     return experiment.experiment(config)
 
 
+def objective(config: Any) -> Any:
+    """A run's `training.objective.Objective`, without its data."""
+    from terra_jax.skysense import experiment
+
+    return experiment.objective(config)
+
+
 def evaluate(config: Any, params: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Land-cover figures of a model's parameters on a config's data."""
     from terra_jax.skysense import experiment

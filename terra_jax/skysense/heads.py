@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from terra_jax.errors import ConfigError
 from terra_jax.nn.linear import Linear
+from terra_jax.parallel.activations import split_examples
 from terra_jax.selfsupervised.heads import ProjectionHead, inverse_norm
 from terra_jax.skysense.geo_context import GeoContextProjections
 from terra_jax.skysense.model import SkySense
@@ -114,7 +115,7 @@ def in_prototype_space(fused: Float[Array, "*b f"], projections: GeoContextProje
     if projections is None:
         return fused
     query = projections.query(fused)
-    return jnp.einsum("...c,dc->...d", query, projections.key.kernel[...].astype(query.dtype))
+    return split_examples(jnp.einsum("...c,dc->...d", query, projections.key.kernel[...].astype(query.dtype)))
 
 
 def info_nce(

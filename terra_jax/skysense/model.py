@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from data_pipelines.modalities import ALIASES
 from terra_jax.errors import ConfigError
+from terra_jax.parallel.activations import split_examples
 from terra_jax.skysense.encoders import HREncoder, SeriesEncoder
 from terra_jax.skysense.fusion import Fusion, UpHead
 from terra_jax.skysense.inputs import MODALITIES, STATISTICS, standard_input
@@ -187,7 +188,7 @@ class SkySense(nnx.Module):
         """Date positions, projected as the features are that they belong to; leap years' last day is the day before."""
         assert self.s2.dates is not None
         chosen = self.s2.dates[...][jnp.clip(days, 0, DAYS - 1)]
-        return jnp.einsum("btc,cf->btf", chosen, self.fusion.projection.kernel[...])
+        return split_examples(jnp.einsum("btc,cf->btf", chosen, self.fusion.projection.kernel[...]))
 
     def _named(self, images: Mapping[str, Num[Array, "b ..."]]) -> dict[str, Num[Array, "b ..."]]:
         """The images by their modalities' own names, their geometry checked."""

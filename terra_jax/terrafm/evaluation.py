@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -87,16 +86,16 @@ class LandCoverKNN(FrozenKNN):
             }
             return {**features, "scene": batch["scene"], "cloud": batch["cloud"]}
 
-        bank, queries = self._features(describe, lambda batch: batch)
+        bank, queries = self._features(describe, place=lambda batch: batch)
         for name in self.inputs:
             bank[name], queries[name] = standardised(bank[name], queries[name])
         return self._score(bank, queries)
 
     def _scored(self, function: Callable) -> Scores:
-        return self._score(*self._features(function, jax.device_put))
+        return self._score(*self._features(function))
 
-    def _features(self, function: Callable, place: Callable) -> list[dict[str, np.ndarray]]:
-        return [extract_features(function, batches(), self._batch_size, place=place) for batches in self._sets]
+    def _features(self, function: Callable, **place: Callable) -> list[dict[str, np.ndarray]]:
+        return [extract_features(function, batches(), self._batch_size, **place) for batches in self._sets]
 
     def _score(self, bank: Mapping[str, np.ndarray], queries: Mapping[str, np.ndarray]) -> Scores:
         cloudy = queries["cloud"] >= CLOUDY

@@ -23,6 +23,7 @@ from terra_jax.evaluation.report import report_png
 from terra_jax.evaluation.table import Scores, figures
 from terra_jax.nn.initialisation import abstract, initial_params
 from terra_jax.nn.precision import compute_dtype
+from terra_jax.parallel.distributed import fetch
 from terra_jax.terrafm.evaluation import LandCoverKNN
 from terra_jax.terrafm.objective import TerraFMObjective, standardised_views
 from terra_jax.terrafm.variants import VARIANTS
@@ -44,18 +45,7 @@ def experiment(config: ConfigDict) -> Experiment:
     """
     source = open_data(config)
     training = training_indices(source, config)
-    recipe = TerraFMRecipe(
-        modalities=tuple(config.data.modalities),
-        tile=config.data.tile,
-        local_views=config.views.local_views,
-        global_scale=tuple(config.views.global_scale),
-        local_scale=tuple(config.views.local_scale),
-        modalities_per_view=config.views.modalities_per_view,
-        draw=config.views.draw,
-        frequent=_frequent_classes(config, source, training),
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
+    recipe = make_recipe(config, _frequent_classes(config, source, training))
     objective = make_objective(config, recipe)
     knn, reason = make_evaluator(config, source, objective)
     latest: dict[int, Scores] = {}
@@ -105,6 +95,27 @@ def evaluate(config: ConfigDict, encoder: Mapping[str, Any], split: str) -> dict
 
     params = {**initial_params(objective.build, config.seed), "encoder": encoder}
     return {"headline": knn.headline, "scores": knn(bind, params), "baselines": knn.baselines(bind)}
+
+
+def objective(config: ConfigDict) -> TerraFMObjective:
+    """The objective alone: no data are opened."""
+    return make_objective(config, make_recipe(config))
+
+
+def make_recipe(config: ConfigDict, frequent: tuple[int, ...] = ()) -> TerraFMRecipe:
+    """The recipe of a config's batches, given the scene classes that are frequent in its data."""
+    return TerraFMRecipe(
+        modalities=tuple(config.data.modalities),
+        tile=config.data.tile,
+        local_views=config.views.local_views,
+        global_scale=tuple(config.views.global_scale),
+        local_scale=tuple(config.views.local_scale),
+        modalities_per_view=config.views.modalities_per_view,
+        draw=config.views.draw,
+        frequent=frequent,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
 
 
 def make_objective(config: ConfigDict, recipe: TerraFMRecipe | TileRecipe) -> TerraFMObjective:
@@ -228,7 +239,7 @@ def _pictures(source: Source, objective: TerraFMObjective, tile: int, bind: Bind
         views = standardised_views(batch, boxes, size, (shown,), objective.statistics)
         return bind(params).encoder.feature_maps({shown: next(iter(views.values()))}, normalised=True)[-1]
 
-    features = np.asarray(feature_maps(params, {k: v for k, v in batch.items() if "/" in k}))
+    features = fetch(feature_maps(params, {k: v for k, v in batch.items() if "/" in k}))
     fine = batch[f"{shown}/10"].astype(np.float32)
     colours = fine[:, [2, 1, 0]] / 3000 if shown.startswith("S2") else (fine[:, [0, 1, 0]] + 25) / 25
     return list(np.clip(colours, 0, 1).transpose(0, 2, 3, 1)), list(features)

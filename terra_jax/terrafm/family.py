@@ -8,7 +8,7 @@ from flax import nnx
 
 from terra_jax.evaluation.table import scores_table
 from terra_jax.nn.initialisation import abstract, draw_params, with_options
-from terra_jax.terrafm.experiment import evaluate, experiment
+from terra_jax.terrafm.experiment import evaluate, experiment, objective
 from terra_jax.terrafm.model import TerraFM
 from terra_jax.terrafm.torch_weights import weight_map
 from terra_jax.terrafm.variants import VARIANTS
@@ -18,7 +18,10 @@ MODELS = tuple(VARIANTS)
 COMPOSITES: dict[str, dict[str, str]] = {}
 LICENCE = "Apache-2.0 by the model card of MBZUAI/TerraFM; its code repository names none"
 
-__all__ = ["COMPOSITES", "LICENCE", "MODELS", "assemble", "evaluate", "experiment", "maker", "scores_table", "spec"]
+__all__ = [
+    "COMPOSITES", "LICENCE", "MODELS", "assemble", "evaluate", "experiment", "maker", "objective", "scores_table",
+    "spec",
+]  # fmt: skip
 
 
 def maker(name: str, **overrides: Any) -> Callable[[nnx.Rngs], TerraFM]:

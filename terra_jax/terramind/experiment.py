@@ -19,8 +19,8 @@ from terra_jax.errors import ConfigError
 from terra_jax.nn.initialisation import abstract
 from terra_jax.terramind.evaluation import Probe, ValidationLoss, ZeroShot, loss_figures, probe_figures
 from terra_jax.terramind.fingerprint import fingerprint
-from terra_jax.terramind.objective import pixel_streams
-from terra_jax.terramind.pretraining import Run, open_corpus
+from terra_jax.terramind.objective import PretrainingObjective, pixel_streams
+from terra_jax.terramind.pretraining import Run, make_objective, make_recipe, open_corpus
 from terra_jax.terramind.pretraining_report import pretraining_report
 from terra_jax.terramind.streams import STREAMS
 from terra_jax.terramind.tokenizer import Tokenizer
@@ -84,6 +84,11 @@ def evaluate(config: ConfigDict, model: Mapping[str, Any], split: str) -> dict[s
         return nnx.merge(graphdef, nnx.State(params))
 
     return scorer(bind, {"model": model})
+
+
+def objective(config: ConfigDict) -> PretrainingObjective:
+    """The objective alone: no data are opened, images have the model's usual size."""
+    return make_objective(config, make_recipe(config, config.seed))
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:

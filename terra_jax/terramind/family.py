@@ -29,7 +29,7 @@ MODELS = (*_MODELS, *GENERATORS)
 LICENCE = "Apache-2.0 (TerraMind-1.0-* of ibm-esa-geospatial)"
 __all__ = [
     "COMPOSITES", "LICENCE", "MODELS", "assemble", "compose", "evaluate", "experiment", "given_parts", "maker",
-    "scores_table", "spec",
+    "objective", "scores_table", "spec",
 ]  # fmt: skip
 
 PUBLIC_OPTIONS = {"clip": "unit"}
@@ -78,6 +78,11 @@ def assemble(parts: Mapping[str, Any]) -> dict[str, Any]:
 def experiment(config: Any) -> Any:
     """A run's `training.experiment.Experiment`."""
     return _experiments(config).experiment(config)
+
+
+def objective(config: Any) -> Any:
+    """A run's `training.objective.Objective`, without its data."""
+    return _experiments(config).objective(config)
 
 
 def evaluate(config: Any, params: Mapping[str, Any], split: str) -> dict[str, Any]:

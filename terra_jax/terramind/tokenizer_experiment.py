@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -16,6 +15,7 @@ from data_pipelines.sources import Source
 from terra_jax.errors import ConfigError
 from terra_jax.nn.initialisation import abstract
 from terra_jax.nn.precision import compute_dtype
+from terra_jax.parallel.distributed import fetch
 from terra_jax.terramind.tokenizer import Tokenizer
 from terra_jax.terramind.tokenizer_evaluation import TokenizerScorer, figures, window_noise
 from terra_jax.terramind.tokenizer_objective import TokenizerObjective, cut_images
@@ -42,13 +42,7 @@ def experiment(config: ConfigDict) -> Experiment:
         config: as `configs/terramind/_tokenizer.py` documents it.
     """
     source = open_data(config)
-    recipe = TokenizerRecipe(
-        modality=TOKENIZERS[config.model].modality,
-        tile=config.data.tile,
-        scale=tuple(config.views.scale),
-        flip=config.views.flip,
-        seed=config.seed,
-    )
+    recipe = make_recipe(config)
     objective = make_objective(config, recipe)
     scorer, reason = make_scorer(config, source)
     latest: dict[int, dict[str, Any]] = {}
@@ -88,6 +82,22 @@ def evaluate(config: ConfigDict, tokenizer: Mapping[str, Any], split: str) -> di
         return nnx.merge(graphdef, nnx.State(params))
 
     return scorer(bind, {"tokenizer": tokenizer}, ("none", "unit") if variant.kind == "diffusion" else ("none",))
+
+
+def objective(config: ConfigDict) -> TokenizerObjective:
+    """The objective alone: no data are opened."""
+    return make_objective(config, make_recipe(config))
+
+
+def make_recipe(config: ConfigDict) -> TokenizerRecipe:
+    """The recipe of a config's batches."""
+    return TokenizerRecipe(
+        modality=TOKENIZERS[config.model].modality,
+        tile=config.data.tile,
+        scale=tuple(config.views.scale),
+        flip=config.views.flip,
+        seed=config.seed,
+    )
 
 
 def make_objective(config: ConfigDict, recipe: TokenizerRecipe | WindowRecipe) -> TokenizerObjective:
@@ -190,4 +200,4 @@ def _pictures(config: ConfigDict, source: Source, bind: Bind, params: Params) ->
         estimate = tokenizer.decode_tokens(ids, config.evaluation.steps, noise=noise)
         return truth, estimate, tokenizer.codes(ids)
 
-    return Pictures(*(np.asarray(part)[:PICTURES] for part in passage(params, batch)))
+    return Pictures(*(part[:PICTURES] for part in fetch(passage(params, batch))))

@@ -109,7 +109,8 @@ def build(objective: Objective, optimiser: AdamW, mesh: Mesh, *, accumulation: i
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for layers that work shard by shard
+        # what `split_examples` refers to, and layers that work shard by shard
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             grads, tally, metrics = _gradients(objective, bind, state, batch, key, accumulation, batch_sharding)
         updates, opt = transform.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)

@@ -2,14 +2,20 @@
 
 Layout: `WORKDIR/checkpoints/STEP/{state,data,meta,checksums.json}`. Orbax commits a step's folder whole or not at all;
 what it does not notice is a flipped bit inside a large array, hence the checksums.
+
+All processes of a run write their parts into one folder, which all of them see. The first one seals, picks what is
+restored, and makes the durable copies.
 """
 
 import json
+import logging
 import os
+import shutil
 import threading
+import time
 import warnings
-import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +24,11 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from terra_jax.errors import CheckpointError
+from terra_jax.parallel.distributed import Group
+from terra_jax.training.config import same_run
+from terra_jax.training.durable import Durable
+from terra_jax.training.seal import SEAL, fault, seal
 
-SEAL = "checksums.json"
 _COPIES = {"student": ("params",), "teacher": ("extra", "teacher"), "ema": ("extra", "ema")}
 
 
@@ -38,14 +47,22 @@ class Checkpoints:
     Args:
         workdir: the run's folder; `checkpoints` is made inside it at the first save.
         keep: number of latest checkpoints that are kept.
+        durable: path or URL of copies that outlive the machine; "" for none.
+        group: the processes of the run; made here if not given.
+
+    Raises:
+        ConfigError: there is no such kind of storage.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 2):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 2, durable: str = "", group: Group | None = None):
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._keep = keep
+        self._group = group or Group()
+        self._durable = Durable(durable, self.directory.parent, keep) if durable and self._group.is_first else None
         self._orbax: ocp.training.Checkpointer | None = None
         self._sealing: threading.Thread | None = None
         self._error: Exception | None = None
+        self._failed_before = False
 
     def save(self, step: int, state: Mapping[str, Any], data: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Start saving; returns as soon as the state is copied, so that it may be donated.
@@ -71,8 +88,10 @@ class Checkpoints:
         def finish() -> None:
             try:
                 response.result()
-                if jax.process_index() == 0:
-                    _seal(self.directory / str(step))
+                if self._group.is_first:
+                    seal(self.directory / str(step))
+                    if self._durable is not None:
+                        self._durable.copy(self.directory / str(step))
             except Exception as error:
                 self._error = self._failed(step, error)
 
@@ -93,22 +112,40 @@ class Checkpoints:
             raise error
 
     def close(self) -> None:
-        """Wait and release everything.
+        """Wait, for durable copies too, and release everything.
 
         Raises:
-            CheckpointError: the last save failed.
+            CheckpointError: the last save, or its copy, failed.
         """
         try:
             self.wait()
         finally:
             if self._orbax is not None:
-                self._orbax.close()
-                self._orbax = None
+                orbax, self._orbax = self._orbax, None
+                # after a failed save, which `wait` has raised, Orbax raises the same again
+                with suppress(Exception) if self._failed_before else nullcontext():
+                    orbax.close()
+            if self._failed_before and self._group.is_first:
+                self._remove_halves()
+        if self._durable is not None:
+            self._durable.close()
+
+    def check_durable(self, config: Any) -> None:
+        """Make sure that the durable copies, if there are any, are this run's.
+
+        Raises:
+            ConfigError: they are another's.
+        """
+        held = self._durable.config() if self._durable is not None else None
+        if held is not None:
+            assert self._durable is not None
+            same_run(held, config, f"checkpoint.durable={self._durable.url}", "--config.checkpoint.durable")
 
     def restore(self, abstract_state: Mapping[str, Any]) -> Restored | None:
         """Load the latest whole checkpoint onto the mesh of `abstract_state`; None if there is no checkpoint yet.
 
-        A damaged one is named in a warning, put aside as `damaged-STEP`, and the next older one is taken.
+        A damaged one is named in a warning, put aside as `damaged-STEP`, and the next older one is taken. A durable
+        copy that is later than all that is whole here is fetched.
 
         Args:
             abstract_state: ShapeDtypeStructs with shardings (`Program.abstract_state`).
@@ -116,32 +153,66 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints but none is whole, or the state does not fit.
         """
-        steps = sorted(_steps(self.directory), reverse=True)
-        for step in steps:
+        while (step := self._group.agree("the checkpoint", self._latest)) is not None:
             folder = self.directory / str(step)
-            fault = _fault(folder)
-            if fault is None:
-                try:
-                    items = {"state": dict(abstract_state)}
-                    with _context():
-                        state = ocp.load_checkpointables(folder, items)["state"]
-                    return Restored(step, state, _read_json(folder, "data"), _read_json(folder, "meta"))
-                except Exception as error:
-                    fault = _cause(error)
-                    if (folder / SEAL).exists():  # the files are as written: it is the state that is another
-                        raise CheckpointError(
-                            f"checkpoint {folder} does not fit this run: {fault}; give another --workdir"
-                        ) from error
-            warnings.warn(f"checkpoint {folder} is damaged ({fault}); trying the one before it", stacklevel=2)
-            self._put_aside(folder)
-        if steps:
+            state: Any = None
+            problem = ""
+            try:
+                with _context():
+                    state = ocp.load_checkpointables(folder, {"state": dict(abstract_state)})["state"]
+            except Exception as error:
+                problem = _cause(error)
+            problem = next(filter(None, self._group.gather("the checkpoint", problem)), "")
+            if not problem:
+                return Restored(step, state, _read_json(folder, "data"), _read_json(folder, "meta"))
+            if (folder / SEAL).exists():  # the files are as written: it is the state that is another
+                raise CheckpointError(f"checkpoint {folder} does not fit this run: {problem}; give another --workdir")
+            self._group.barrier("the checkpoint")  # all have looked for the seal
+            if self._group.is_first:
+                self._put_aside(folder, problem)
+        return None
+
+    def _remove_halves(self) -> None:
+        """Remove what a full disk cut short; threads of Orbax may write on for a moment after their error."""
+        for _ in range(4):
+            for half in self.directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(half, ignore_errors=True)
+            time.sleep(0.5)
+
+    def _latest(self) -> int | None:
+        """Latest step whose files are whole; what is damaged is put aside.
+
+        Raises:
+            CheckpointError: there are some but none is whole.
+        """
+        found = sorted(_steps(self.directory), reverse=True)
+        whole = None
+        for step in found:
+            problem = fault(self.directory / str(step))
+            if problem is None:
+                whole = step
+                break
+            self._put_aside(self.directory / str(step), problem)
+        later = self._durable.steps() if self._durable is not None else []
+        for step in (step for step in later if whole is None or step > whole):
+            assert self._durable is not None
+            self.directory.mkdir(parents=True, exist_ok=True)
+            folder = self._durable.fetch(step, self.directory)
+            problem = fault(folder)
+            if problem is None:
+                print(f"fetched step {step} from {self._durable.url}", flush=True)
+                return step
+            self._put_aside(folder, problem)
+        damaged = any(self.directory.glob("damaged-*"))
+        if whole is None and (found or later or damaged):
             raise CheckpointError(
                 f"none of the checkpoints in {self.directory} is whole (they are kept as damaged-*); "
                 "restore the folder from a backup, or start again with another --workdir"
             )
-        return None
+        return whole
 
     def _open(self) -> ocp.training.Checkpointer:
+        logging.getLogger("absl").addFilter(_is_news)
         registry = ocp.handlers.local_registry()
         for name in ("data", "meta"):  # plain readable JSON, not one array per number
             registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
@@ -156,16 +227,17 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def _put_aside(self, folder: Path) -> None:
-        if jax.process_index() == 0:
-            target = folder.with_name(f"damaged-{folder.name}")
-            for number in range(1, 1000):
-                if not target.exists():
-                    break
-                target = folder.with_name(f"damaged-{folder.name}-{number}")
-            os.replace(folder, target)
+    def _put_aside(self, folder: Path, problem: str) -> None:
+        warnings.warn(f"checkpoint {folder} is damaged ({problem}); trying the one before it", stacklevel=2)
+        target = folder.with_name(f"damaged-{folder.name}")
+        for number in range(1, 1000):
+            if not target.exists():
+                break
+            target = folder.with_name(f"damaged-{folder.name}-{number}")
+        os.replace(folder, target)
 
     def _failed(self, step: int, error: BaseException) -> CheckpointError:
+        self._failed_before = True
         return CheckpointError(
             f"checkpoint {self.directory / str(step)} could not be written: {_cause(error)}; "
             "check space and permissions, then run the same command again"
@@ -180,18 +252,18 @@ def find_step(path: str | os.PathLike) -> Path:
     """
     path = Path(path).absolute()
     if (path / "state").is_dir():
-        if fault := _fault(path):
-            raise CheckpointError(f"checkpoint {path} is damaged ({fault}); give another step's folder")
+        if problem := fault(path):
+            raise CheckpointError(f"checkpoint {path} is damaged ({problem}); give another step's folder")
         return path
     directory = path if path.name == "checkpoints" else path / "checkpoints"
     steps = sorted(_steps(directory), reverse=True)
     if not steps:
         raise CheckpointError(f"{path} holds no checkpoint; give a --workdir of `terra-jax train` or one of its steps")
     for step in steps:
-        fault = _fault(directory / str(step))
-        if fault is None:
+        problem = fault(directory / str(step))
+        if problem is None:
             return directory / str(step)
-        warnings.warn(f"checkpoint {directory / str(step)} is damaged ({fault}); trying the one before", stacklevel=2)
+        warnings.warn(f"checkpoint {directory / str(step)} is damaged ({problem}); trying the one before", stacklevel=2)
     raise CheckpointError(f"none of the checkpoints in {directory} is whole; restore the folder from a backup")
 
 
@@ -255,51 +327,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name / "data.json").read_text())
 
 
-def _checksums(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file of a step, by relative path."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(SEAL):
-            sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, _crc(path)]
-    return sums
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _seal(folder: Path) -> None:
-    aside = folder / f"{SEAL}.tmp"
-    aside.write_text(json.dumps(_checksums(folder)))
-    os.replace(aside, folder / SEAL)
-
-
-def _fault(folder: Path) -> str | None:
-    """What is wrong with a step's files, None if they are as they were written.
-
-    A process killed between Orbax's commit and the seal leaves a step without checksums; it is taken on trust.
-    """
-    if not (folder / "commit_success.txt").exists():
-        return "it was never finished"
-    if not (folder / SEAL).exists():
-        return None
-    try:
-        sealed = json.loads((folder / SEAL).read_text())
-    except ValueError:
-        return f"{SEAL} is unreadable"
-    for name, (size, crc) in sealed.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _crc(path) != crc:
-            return f"{name} has another checksum"
-    return None
+def _is_news(record: logging.LogRecord) -> bool:
+    """Keep Orbax from printing the stacks of its threads: it also raises their errors."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _cause(error: BaseException) -> str:

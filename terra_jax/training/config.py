@@ -21,6 +21,8 @@ MAY_CHANGE = (
     "mesh",
     "checkpoint",
     "evaluation",
+    "guard",
+    "profile",
     "data.path",
     "data.tokens",
     "data.threads",
@@ -29,6 +31,19 @@ MAY_CHANGE = (
     "data.strict",
 )
 """What a run may be resumed with another value of; anything else makes it another run."""
+
+RUN_OPTIONS: dict[str, Any] = {
+    "checkpoint": {
+        "durable": "",  # path or URL of copies that outlive the machine (gs://bucket/run)
+    },
+    "guard": {
+        "on_nan": "stop",  # at a bad step; "skip" goes back to the last checkpoint and leaves the batch out
+        "divergence": 0.0,  # a loss beyond so many times the usual is bad too; 0 for never
+        "hang_seconds": 1800.0,  # a step that takes longer is reported, after as long again ended; 0 for never
+    },
+    "profile": (0, 0),  # first step and number of steps of a profiler trace
+}
+"""What every run has beyond what its config file says, with the values where the file says nothing."""
 
 
 def load_config(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -57,10 +72,21 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
         raise ConfigError(f"config {path}, line {error.lineno}: {error.msg}") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config {path} has no function get_config()")
-    config = module.get_config()
+    config = with_run_options(module.get_config())
     for override in overrides:
         _apply(config, override)
     return config
+
+
+def with_run_options(config: ConfigDict) -> ConfigDict:
+    """A copy of a config that has all of `RUN_OPTIONS`."""
+    filled = ConfigDict(config.to_dict())
+    for name, value in RUN_OPTIONS.items():
+        if isinstance(value, Mapping):
+            filled[name] = {**value, **filled.get(name, {})}
+        elif name not in filled:
+            filled[name] = value
+    return filled
 
 
 def list_configs() -> list[str]:
@@ -92,7 +118,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         raise ConfigError(
             f"{workdir} has {results[0].name} but no config.json: it is no run's folder; choose another --workdir"
         )
-    _check_same_run(json.loads(path.read_text()), as_json(config), workdir)
+    same_run(json.loads(path.read_text()), config, str(workdir), "--workdir")
 
 
 def remember(config: ConfigDict, workdir: Path) -> None:
@@ -119,8 +145,19 @@ def write_json(path: Path, value: Any) -> None:
         raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
-def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path) -> None:
-    was, wanted, nothing = dict(_flat(old)), dict(_flat(new)), "nothing"
+def same_run(held: Mapping[str, Any], config: ConfigDict, place: str, option: str) -> None:
+    """Make sure that a config that was found somewhere is of the same run.
+
+    Args:
+        held: the config that was found.
+        config: of this run.
+        place: where it was found, for the message.
+        option: that would choose another place.
+
+    Raises:
+        ConfigError: naming the keys that differ beyond `MAY_CHANGE`.
+    """
+    was, wanted, nothing = dict(_flat(held)), dict(_flat(as_json(config))), "nothing"
     different = [
         f"{key} is {was.get(key, nothing)!r} there and {wanted.get(key, nothing)!r} here"
         for key in dict.fromkeys([*was, *wanted])
@@ -130,8 +167,7 @@ def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Pat
     if different:
         more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
         raise ConfigError(
-            f"{workdir} holds another run: {'; '.join(different[:3])}{more}; "
-            "choose another --workdir or the same values"
+            f"{place} holds another run: {'; '.join(different[:3])}{more}; choose another {option} or the same values"
         )
 
 

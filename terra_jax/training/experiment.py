@@ -23,6 +23,10 @@ class BatchStream(Protocol):
         """Key of each sample that could not be read and was substituted -> why."""
         ...
 
+    def keys(self, start: int, stop: int) -> list[str]:
+        """Keys of the samples at these positions."""
+        ...
+
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield this process's part of each global batch."""
         ...
@@ -56,7 +60,8 @@ class Experiment:
 
     Attributes:
         objective: the task.
-        loader: `loader(position, process_index, process_count)` opens the stream of batches at a position.
+        loader: `loader(position, index, count)` opens the stream at a position, for the `index`-th of `count` equal,
+            contiguous parts of each global batch.
         evaluators: called every `config.evaluation.every` steps and at the end; their figures are named
             "<evaluator>/<figure>" in the metrics and the report.
         init: weights to start from, asked for once, at step 0.

@@ -1,6 +1,7 @@
 """Where a run's numbers go: one CSV row a step, TensorBoard, and a line that people read."""
 
 import csv
+import errno
 import io
 import math
 import os
@@ -31,23 +32,32 @@ class CsvLog:
         self._columns, self._rows = _read(path, step)
         if path.exists():
             self._rewrite()
-        self._file = path.open("a", newline="")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row; columns that are new are added to the whole table."""
+        """Append one row; columns that are new are added to the whole table.
+
+        Raises:
+            OSError: it cannot be written; the table is as it was.
+        """
         new = [name for name in row if name not in self._columns]
         if new:
             self._file.close()
             self._columns, self._rows = _read(self._path)
             self._columns += new
             self._rewrite()
-            self._file = self._path.open("a", newline="")
-        self._file.write(_line(row.get(name, "") for name in self._columns))
-        self._file.flush()
+            self._file = self._path.open("ab", buffering=0)
+        line = _line(row.get(name, "") for name in self._columns).encode()
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        except OSError:
+            self._file.truncate(end)  # a row is there or it is not
+            raise
 
     def sync(self) -> None:
         """Make sure that what was written outlives the machine."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

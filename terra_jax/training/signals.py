@@ -11,16 +11,19 @@ import jax
 class StopSignals:
     """SIGTERM or SIGINT asks for a stop at the next step; a second SIGINT aborts.
 
-    With several processes JAX's own preemption notice is used, so that all stop at the same step.
+    With several processes a signal to any one stops all at the same step: JAX's own preemption notice, which takes
+    SIGTERM, lets them agree on it.
     """
 
     def __init__(self) -> None:
         self.name = ""
         self._old: dict[int, Any] = {}
+        self._several = jax.process_count() > 1
+        self._asked = 0
 
     def __enter__(self) -> "StopSignals":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._note)
         return self
 
@@ -32,12 +35,17 @@ class StopSignals:
         if number == signal.SIGINT and self.name == "SIGINT":
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        if self._several:
+            signal.raise_signal(signal.SIGTERM)
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop before this step."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
+    def requested(self) -> bool:
+        """Whether to stop before the next step; all processes get the same answer."""
+        if not self._several:
+            return bool(self.name)
+        from jax.experimental import multihost_utils
 
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.name = "SIGTERM"
-        return bool(self.name)
+        self._asked += 1  # the step itself would not do: it goes back when a batch is skipped
+        if not multihost_utils.reached_preemption_sync_point(self._asked):
+            return False
+        self.name = self.name or "SIGTERM"
+        return True

@@ -48,12 +48,11 @@ def test_processes_share_each_global_batch(processes, start, seed):
         stream(2, batch_size=12, start=start, seed=seed, process_index=i, process_count=processes)
         for i in range(processes)
     ]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
-    order = np.argsort(joined["position"], kind="stable")
-    assert_same({name: array[order] for name, array in joined.items()}, whole)
     half = 12 // processes
-    for part in parts:  # batch by batch, not only in the end
-        assert part["position"][:half].max() < start + 12 <= part["position"][half:].min()
+    for batch in (slice(0, half), slice(half, None)):  # parts in the order of processes are the very batch
+        joined = {name: np.concatenate([part[name][batch] for part in parts]) for name in whole}
+        first = 0 if batch.start == 0 else 12
+        assert_same(joined, {name: array[first : first + 12] for name, array in whole.items()})
 
 
 @settings(max_examples=10, deadline=None)
@@ -91,6 +90,12 @@ def test_unreadable_samples_are_replaced_counted_and_named():
         assert not np.isin(batch["sample"], (4, 9)).any()
         assert np.array_equal(batch["sample"][good], whole["sample"][11 * n : 11 * n + 11][good])
         assert np.array_equal(batch["position"], np.arange(11 * n, 11 * n + 11))
+
+
+def test_keys_tell_what_a_batch_held():
+    with Loader(FakeSource(11), FakeRecipe(), np.arange(11), batch_size=4, seed=3, start=6, threads=2) as loader:
+        batch = next(loader)
+        assert loader.keys(6, 10) == [f"s{i}" for i in batch["sample"]]
 
 
 def test_strict_raises_the_reason():

@@ -76,7 +76,7 @@ def test_a_failed_write_surfaces(tmp_path, monkeypatch):
     def full(folder):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module, "_seal", full)
+    monkeypatch.setattr(module, "seal", full)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(), {}, {})
     with pytest.raises(CheckpointError, match=r"checkpoints/1 could not be written: no space left on device"):

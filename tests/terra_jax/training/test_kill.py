@@ -1,75 +1,100 @@
-"""A run in a process of its own, killed in every way that matters."""
+"""Runs in processes of their own, killed in every way that matters."""
 
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from toy_processes import finish, losses, rows, start, succeed, wait_for
 
-from terra_jax.training.metrics import read_csv
-
-TOY = Path(__file__).with_name("toy_run.py")
-KILLS = int(os.environ.get("TERRA_JAX_KILLS", "1"))
-"""How many kills at a random moment; the full count is 20."""
+KILLS = int(os.environ.get("TERRA_JAX_KILLS", "3"))
+"""How many kills at a random moment of a run of several processes; the full count is 20."""
 
 
-def start(workdir, kill_in_save=0, delay=0.0):
-    root = str(TOY.parents[3])
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": root}
-    command = [sys.executable, str(TOY), str(workdir), str(kill_in_save), str(delay)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def given(log, index):
+    """Lines on the examples that a process gave: first of the batch, first of its own, how many."""
+    return Path(f"{log}-{index}").read_text().splitlines()
 
 
-def rows(workdir):
-    path = workdir / "metrics.csv"
-    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
+MESH = {"data": 2, "fsdp": 2}
+"""Four devices, whoever holds them."""
 
 
-def wait_for(process, workdir, count):
-    while rows(workdir) < count and process.poll() is None:
-        time.sleep(0.02)
-
-
-def losses(workdir):
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_csv(workdir / "metrics.csv")]
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """One process that nobody kills."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    succeed(start(workdir, devices=4, config=MESH))
+    return workdir
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_bit_for_bit(tmp_path):
-    unbroken, workdir = tmp_path / "unbroken", tmp_path / "killed"
-    run = start(unbroken)
-    out, _ = run.communicate()
-    assert run.returncode == 0, out
-
-    run = start(workdir, delay=0.05)  # before the first checkpoint
+def test_a_killed_process_goes_on_bit_for_bit(unbroken, tmp_path):
+    workdir = unbroken.parent / "killed"
+    run = start(workdir, devices=4, config=MESH, delay=0.05)  # before the first checkpoint
     wait_for(run, workdir, 2)
-    run.kill()
-    run.communicate()
+    run[0].kill()
+    finish(run)
     assert 2 <= rows(workdir) < 6
 
-    run = start(workdir, kill_in_save=12)  # inside a save
-    assert run.communicate() and run.returncode == -signal.SIGKILL
+    run = start(workdir, devices=4, config=MESH, kill_in_save=12)
+    assert finish(run)[0][0] == -signal.SIGKILL
 
-    for _ in range(KILLS):  # at any moment after the start
-        run = start(workdir, delay=0.05)
-        time.sleep(random.uniform(1.0, 8.0))
-        run.kill()
-        run.communicate()
-
-    steps = rows(workdir)
-    run = start(workdir, delay=0.2)  # a job's time limit
-    wait_for(run, workdir, max(13, steps + 1))  # a step of its own, whatever the killed ones left
-    run.send_signal(signal.SIGTERM)
-    out, _ = run.communicate()
-    assert run.returncode == 0, out
+    run = start(workdir, devices=4, config=MESH, delay=0.2)  # a job's time limit
+    wait_for(run, workdir, max(13, rows(workdir) + 1))  # a step of its own, whatever the killed ones left
+    run[0].send_signal(signal.SIGTERM)
+    (out,) = succeed(run)
     assert "run the same command again to go on" in out or out.endswith("finished\n")
 
-    run = start(workdir)
-    out, _ = run.communicate()
-    assert run.returncode == 0 and out.endswith("finished\n"), out
+    (out,) = succeed(start(workdir, devices=4, config=MESH))
+    assert out.endswith("finished\n")
     assert losses(workdir) == losses(unbroken)
     assert [step for step, *_ in losses(workdir)] == list(range(1, 25))
+
+
+@pytest.mark.slow
+def test_one_of_several_processes_is_killed_again_and_again(unbroken):
+    """At random moments, two and four processes in turns; the rest ends by itself and the run goes on."""
+    workdir = unbroken.parent / "several"
+    for kill in range(KILLS):
+        count = (2, 4)[kill % 2]
+        run = start(workdir, processes=count, devices=4 // count, config=MESH, delay=0.1)
+        if kill % 2 == 0:  # among the steps, else at any moment after the start
+            wait_for(run, workdir, min(rows(workdir) + 1, 23))
+        time.sleep(random.uniform(0.0, 3.0))
+        victim = random.randrange(count)
+        run[victim].kill()
+        results = finish(run)
+        assert "(did not end)" not in "".join(out for _, out in results), results
+    for out in succeed(start(workdir, processes=2, devices=2, config=MESH)):
+        assert out.endswith("finished\n")
+    assert [step for step, *_ in losses(workdir)] == list(range(1, 25))
+    np.testing.assert_allclose(losses(workdir), losses(unbroken), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(unbroken):
+    """Stopped at step 12 under two processes, it is finished by one, by four, and on another mesh."""
+    workdir = unbroken.parent / "moved"
+    log = unbroken.parent / "examples"
+    logs = {i: {"log": f"{log}-{i}"} for i in range(2)}
+    run = start(workdir, processes=2, devices=2, config=MESH, delay=0.2, each=logs)
+    wait_for(run, workdir, 11)
+    run[1].send_signal(signal.SIGTERM)  # preemption of one host
+    outs = succeed(run)
+    assert all(out.endswith("interrupted\n") for out in outs), outs
+    (step,) = {int(line.split("saved step ")[1].split()[0]) for line in outs[0].splitlines() if "saved step" in line}
+    assert len(losses(workdir)) == step < 24
+    examples = [{int(a): (int(b), int(c)) for a, b, c in map(str.split, given(log, i))} for i in range(2)]
+    for first in range(0, 8 * step, 8):  # every batch: two halves, in order, each by one process
+        assert [examples[i][first] for i in range(2)] == [(first, 4), (first + 4, 4)]
+
+    for name, processes, devices, mesh in (("one", 1, 4, MESH), ("four", 4, 1, {"data": 1, "fsdp": 4})):
+        copy = unbroken.parent / f"moved-{name}"
+        shutil.copytree(workdir, copy)
+        succeed(start(copy, processes=processes, devices=devices, config=mesh))
+        np.testing.assert_allclose(losses(copy), losses(unbroken), rtol=1e-5)

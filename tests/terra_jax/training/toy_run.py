@@ -1,9 +1,13 @@
 """A self-distillation toy with all that a real objective has: scanned blocks, EMA teacher, centre, frozen head."""
 
+import json
 import os
+import resource
 import signal
 import sys
 import time
+import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +15,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import DataError
 from data_pipelines.recipes.spec import ArraySpec
+from terra_jax.errors import MissingProcessError, TerraJaxError
 from terra_jax.nn.stacking import stacked
+from terra_jax.training.config import with_run_options
 from terra_jax.training.experiment import Experiment
 
 WIDTH, MLP, DEPTH, PROTOTYPES = 16, 32, 2, 24
@@ -55,14 +62,14 @@ class Model(nnx.Module):
 class Toy:
     """Student matches the centred teacher; the class-weighted centre shows whether tallies are whole."""
 
-    def __init__(self, frozen=None, bad_step=None):
+    def __init__(self, frozen=None, bad_step=None, bad_example=None):
         self.batch_spec = {
             "view": ArraySpec((8,), "float32"),
             "other": ArraySpec((8,), "float32"),
             "common": ArraySpec((), "bool"),
         }
         self.frozen = frozen or {}
-        self.bad_step = bad_step
+        self.bad_step, self.bad_example = bad_step, bad_example
 
     def build(self, rngs):
         return Model(rngs)
@@ -77,6 +84,9 @@ class Toy:
         loss = -jnp.mean(jnp.sum(target * jax.nn.log_softmax(student), -1))
         if self.bad_step is not None:
             loss = jnp.where(step + 1 == self.bad_step, jnp.nan, loss)
+        if self.bad_example is not None:
+            spoilt = jnp.any(batch["view"][:, 0] == batch_at(self.bad_example, 1)["view"][0, 0])
+            loss = jnp.where(spoilt, jnp.inf, loss)
         common = batch["common"].astype(jnp.float32)
         tally = {"sum": jnp.sum(teacher * common[:, None], 0), "count": jnp.sum(common)}
         return loss, (tally, {"entropy": jnp.mean(-jnp.sum(target * jnp.log(target), -1))})
@@ -98,14 +108,19 @@ def batch_at(position, size):
 class Stream:
     """The loader's interface over `batch_at`."""
 
-    def __init__(self, position, size, failures=None):
+    def __init__(self, position, size, failures=None, index=0, count=1):
         self.position, self.size, self.failures, self.closed = position, size, dict(failures or {}), False
+        self.index, self.count = index, count
 
     def __iter__(self):
+        local = self.size // self.count
         while True:
             batch = batch_at(self.position, self.size)
             self.position += self.size
-            yield batch
+            yield {name: array[self.index * local :][:local] for name, array in batch.items()}
+
+    def keys(self, start, stop):
+        return [f"sample-{position}" for position in range(start, stop)]
 
     def close(self):
         self.closed = True
@@ -137,38 +152,83 @@ def toy_experiment(config, failures=None, init=None, report=None, **options):
 
     return Experiment(
         objective=Toy(**options),
-        loader=lambda position, index, count: Stream(position, config.batch_size, failures),
+        loader=lambda position, index, count: Stream(position, config.batch_size, failures, index, count),
         evaluators={"probe": probe},
         init=init,
         report=report,
     )
 
 
-def main(workdir, kill_in_save=0, delay=0.0):
-    """A run in a process of its own, which may kill itself as soon as the save of one step has begun."""
+class Slow(Stream):
+    """Takes its time, writes down which examples it gave, and may spoil, refuse or hold back one batch."""
+
+    def __init__(self, *arguments, delay=0.0, log=None, fail_at=None, hang_at=None, **options):
+        super().__init__(*arguments, **options)
+        self.delay, self.log, self.fail_at, self.hang_at = delay, log, fail_at, hang_at
+
+    def __iter__(self):
+        local = self.size // self.count
+        for batch in super().__iter__():
+            time.sleep(self.delay)
+            first = self.position - self.size
+            if self.fail_at == first:
+                raise DataError(f"sample-{first} cannot be read; copy it again")
+            while self.hang_at == first:
+                time.sleep(0.1)
+            if self.log:
+                with open(self.log, "a") as file:
+                    file.write(f"{first} {first + self.index * local} {local}\n")
+            yield batch
+
+
+def run(options):
+    """A run in a process of its own.
+
+    Args:
+        options: "workdir"; "config" as `toy_config` takes it; "overrides" (key -> value); "delay" seconds a batch;
+            "kill_in_save", the step in whose save this process kills itself; "log", a file for the examples given;
+            "coordinator", "count" and "index" where there are several processes; "fail_at" and "hang_at",
+            positions of a batch; "largest_file" in bytes, which stands for a full disk.
+    """
+    from terra_jax.parallel import distributed, processes
     from terra_jax.training import checkpoints
     from terra_jax.training.loop import train
 
-    config = toy_config(steps=24, save_every=6, evaluate_every=0)
+    if "largest_file" in options:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options["largest_file"],) * 2)
+    config = with_run_options(toy_config(**{"steps": 24, "save_every": 6, "evaluate_every": 0, **options["config"]}))
+    for key, value in options.get("overrides", {}).items():
+        config.update_from_flattened_dict({key: value})
     save = checkpoints.Checkpoints.save
 
     def save_and_die(self, step, *rest):
         save(self, step, *rest)
-        if step == kill_in_save:
+        if step == options.get("kill_in_save"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoints.Checkpoints.save = save_and_die
     jax.config.update("jax_disable_most_optimizations", True)
 
-    class Slow(Stream):
-        def __iter__(self):
-            for batch in super().__iter__():
-                time.sleep(delay)
-                yield batch
+    def stream(position, index, count):
+        slow = {name: options.get(name) for name in ("log", "fail_at", "hang_at")}
+        return Slow(position, config.batch_size, index=index, count=count, delay=options.get("delay", 0.0), **slow)
 
-    slow = Experiment(Toy(), lambda position, *_: Slow(position, config.batch_size))
-    print(train(slow, config, workdir)["status"], flush=True)
+    found = processes.find(options.get("coordinator"), options.get("count"), options.get("index"))
+    with distributed.joined(found, options.get("wait", 30)):
+        experiment = toy_experiment(config, **options.get("toy", {}))
+        experiment = replace(experiment, loader=stream)
+        print(train(experiment, config, options["workdir"])["status"], flush=True)
+
+
+def main():
+    """Run what the command line says in JSON; mistakes and damage are one line each."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        run(json.loads(sys.argv[1]))
+    except (TerraJaxError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, MissingProcessError) else 2)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main()
