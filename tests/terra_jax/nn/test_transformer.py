@@ -9,6 +9,7 @@ from terra_jax.nn.linear import LayerNorm, Linear
 from terra_jax.nn.patches import patchify
 from terra_jax.nn.stacking import Stack
 from terra_jax.nn.transformer import VIT, Attention, Block, CrossAttention, Style, attend, drop_path, feed_forward
+from terra_jax.parallel.flops import count_flops
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,20 @@ def test_rematerialisation_changes_no_gradient(tokens, policy):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(policy), gradient("none")
     )
+
+
+def test_a_policy_that_keeps_products_recomputes_only_attention(tokens):
+    def work(remat):
+        graphdef, state = nnx.split(_stack(remat))
+        loss = lambda state: nnx.merge(graphdef, state)(tokens)[0].sum()  # noqa: E731
+        return count_flops(jax.make_jaxpr(jax.grad(loss))(state))
+
+    (batch, number, width), depth = tokens.shape, 3
+    # 3 + 1 + 4 maps of width x width; what the last one of a block gives is not needed again
+    linear = 2 * depth * batch * number * 8 * width**2
+    attention = 2 * depth * batch * 2 * number**2 * width
+    assert work("dots") - work("none") == attention
+    assert work("full") - work("none") == linear + attention
 
 
 def test_an_unknown_remat_policy_is_named():
