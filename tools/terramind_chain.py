@@ -34,7 +34,8 @@ OUTPUTS = ("LULC", "NDVI")
 TILE, SCENE = 72, 192
 """Pixels per side of what is tokenised, and of the scene that maps are made of."""
 
-QUICK = ("--config.evaluation.every=0", "--config.evaluation.codebook_samples=512")
+AT_THE_END = "--config.evaluation.every=0"
+QUICK = (AT_THE_END, "--config.evaluation.codebook_samples=512")
 """Of the tokenizers: figures at the end only, on fewer tiles."""
 
 SETTINGS, DRAWS = 4, 8
@@ -49,7 +50,7 @@ def main() -> int:
         "(config keys go to every training)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder that takes everything")
-    parser.add_argument("--tokenizer-steps", type=int, default=300, metavar="N", help="of each tokenizer (default 300)")
+    parser.add_argument("--tokenizer-steps", type=int, default=250, metavar="N", help="of each tokenizer (default 250)")
     parser.add_argument(
         "--steps", type=int, default=None, metavar="N", help="of the pretraining (default the config's)"
     )
@@ -87,7 +88,7 @@ class Chain:
         changes = [f"data.tokens={out / 'tokens'}", f"data.samples={self.options.samples}", f"data.tile={TILE}"]
         changes += [f"evaluation.tokenizers.{name}={out / name}" for name in MODALITIES]
         changes += [f"steps={self.options.steps}"] if self.options.steps else []
-        self._command("pretraining", "train", "--config", "terramind/nano", "--workdir", out / "model",
+        self._command("pretraining", "train", "--config", "terramind/nano", "--workdir", out / "model", AT_THE_END,
                       *(f"--config.{change}" for change in changes), *self.overrides)  # fmt: skip
         scenes = {"unseen region": draw_scene(out / "scene", self.options.samples), **self._tiles()}
         results = {}

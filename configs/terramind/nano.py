@@ -8,7 +8,7 @@ from terra_jax.configs.terramind import _model
 def get_config() -> ConfigDict:
     """Pixels of both radars, Sentinel-2 and elevation; tokens of Sentinel-2, land cover and NDVI."""
     config = _model.public("nano")
-    config.steps = 900
+    config.steps = 700
     config.batch_size = 16
     config.remat = "none"
     tokens = ("tok_S2L2A", "tok_LULC", "tok_NDVI")
@@ -18,6 +18,6 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"learning_rate": 1.5e-3, "warmup_steps": 50, "clip_norm": 1.0})
     config.checkpoint.every = 300
     config.evaluation.update(
-        {"every": 450, "samples": 256, "unigram_samples": 4096, "probe_samples": 64, "batch_size": 32}
+        {"every": 350, "samples": 256, "unigram_samples": 4096, "probe_samples": 64, "batch_size": 32}
     )
     return config

@@ -13,10 +13,10 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from terra_jax.errors import ConfigError, MissingProcessError, TerraJaxError
+from terra_jax.parallel.libtpu import has_tpu
 
 PORT = 8482
 """Of the coordinator where the environment names only its host."""
@@ -83,7 +83,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Processes |
     known = dict(environment)
     hosts = known.get("TPU_PROCESS_ADDRESSES") or known.get("TPU_WORKER_HOSTNAMES")
     if not hosts:
-        if not _has_tpu():
+        if not has_tpu():
             return None
         hosts, worker, variables = _metadata(known)
         known = {**variables, **known, "TPU_WORKER_ID": worker}
@@ -103,10 +103,6 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Processes |
 
 
 _SLICES = (("NUM_SLICES", 1), ("SLICE_ID", 0))
-
-
-def _has_tpu() -> bool:
-    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
 def _metadata(environment: Mapping[str, str]) -> tuple[str, str, dict[str, str]]:

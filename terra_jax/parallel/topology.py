@@ -2,13 +2,13 @@
 
 import difflib
 import importlib.util
-import os
 import re
 from typing import Any
 
 import jax
 
 from terra_jax.errors import ConfigError
+from terra_jax.parallel.libtpu import keep_quiet
 
 SHAPES = {
     "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
@@ -20,16 +20,6 @@ SHAPES = {
 """Generation -> shapes of the usual slices, in chips; others are taken too where the compiler knows them."""
 
 KNOWN = tuple(f"{generation}:{shape}" for generation, shapes in SHAPES.items() for shape in shapes)
-
-_QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",  # no machine of Google's cloud is asked what hardware it has
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile at once
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # neither of these is read when a topology is named; unset, they are
-    "TPU_WORKER_HOSTNAMES": "localhost",  # complained of
-    "TPU_WORKER_ID": "0",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
 
 
 def topology_devices(name: str, slices: int = 1) -> list[Any]:
@@ -47,7 +37,8 @@ def topology_devices(name: str, slices: int = 1) -> list[Any]:
         raise ConfigError(f"--slices {slices} is too small; use 1 or more")
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError('libtpu, the compiler for TPUs, is not installed; pip install "terra_jax[tpu]"')
-    _prepare()
+    keep_quiet()
+    jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
@@ -76,10 +67,3 @@ def _unknown(name: str) -> str:
         near = [f"{generation}:{shape}" for shape in SHAPES[generation]]
     examples = near or [f"{generation}:{shapes[-1]}" for generation, shapes in SHAPES.items()]
     return f"unknown topology {name!r}; did you mean {', '.join(examples)}?"
-
-
-def _prepare() -> None:
-    """Let this process compile for TPUs without having, looking for or locking one."""
-    for key, value in _QUIET.items():
-        os.environ.setdefault(key, value)
-    jax.config.update("jax_platforms", "cpu")

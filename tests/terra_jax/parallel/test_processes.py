@@ -78,7 +78,7 @@ def test_options():
 
 
 def test_gke_says_who_is_there(monkeypatch):
-    monkeypatch.setattr(module, "_has_tpu", lambda: False)
+    monkeypatch.setattr(module, "has_tpu", lambda: False)
     assert from_environment({}) is None
     hosts = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "2"}
     assert from_environment(hosts) == Processes("a:8482", 4, 2)
@@ -112,7 +112,7 @@ def test_a_tpu_vm_asks_its_metadata_server(monkeypatch):
         def log_message(self, *_):
             pass
 
-    monkeypatch.setattr(module, "_has_tpu", lambda: True)
+    monkeypatch.setattr(module, "has_tpu", lambda: True)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_address[1]}"
