@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -87,6 +89,27 @@ def test_scaling_keeps_the_batch_of_a_chip(libtpu, compiles, tmp_path, capsys, m
     # 10 million samples in batches of 8, 0.02 s each, on 8 chips.
     assert f"at least {1e7 / 8 * 0.02 * 8 / 3600:,.0f} chip-hours" in capsys.readouterr().out
     assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_real_compiler_is_asked_once(libtpu, tmp_path):
+    """As a command, `plan.py`: what fits is found, kept, and not compiled again."""
+    cache = tmp_path / "plans.json"
+    words = [
+        sys.executable,
+        plan.__file__,
+        "tune",
+        "--config",
+        "terrafm/nano",
+        "--pod",
+        "v5e:2x2",
+        "--cache",
+        str(cache),
+    ]
+    told = [subprocess.run([*words, *SMALL], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert told[0] == told[1] and "| terrafm/nano | v5e:2x2 |" in told[0] and "MFU" in told[0]
+    (report,) = json.loads(cache.read_text()).values()
+    assert report["fits"] and report["uses"] == ["tune"]
 
 
 def test_mistakes_are_named(libtpu, tmp_path, capsys):
