@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import pytest
 from toy_processes import finish, start, succeed
 from toy_run import Stream, toy_config, toy_experiment
@@ -14,16 +13,7 @@ from terra_jax.training.evidence import HISTORY, Judge
 from terra_jax.training.loop import train
 from terra_jax.training.metrics import CsvLog, read_csv
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def config_with(overrides, **options):
