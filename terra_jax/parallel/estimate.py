@@ -69,7 +69,9 @@ def saved_bytes(jaxpr: Any) -> float:
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "scan":
-            kept = [v.aval for v in equation.outvars[equation.params["num_carry"] :]]
+            once = equation.params["jaxpr"].jaxpr.outvars
+            # what is carried comes out as it is in the body, what is stacked has an axis more
+            kept = [o.aval for o, i in zip(equation.outvars, once, strict=True) if o.aval.ndim > i.aval.ndim]
             total += sum(math.prod(array.shape) * array.dtype.itemsize for array in kept)
         for value in equation.params.values():
             if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
