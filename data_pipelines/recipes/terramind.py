@@ -126,7 +126,8 @@ class DualScaleRecipe:
         records = _records(sample, self.tile)
         rng = np.random.default_rng([self.seed, position])
         record = records[int(rng.integers(len(records)))]
-        radars = [name for name in RADARS if name in sample.rasters or name in record.ids]
+        used = {stream.modality for stream in (*self.layout.inputs, *self.layout.outputs)}
+        radars = [name for name in RADARS if name in used and (name in sample.rasters or name in record.ids)]
         left_out = set(radars) - {str(rng.choice(radars))} if radars else set()
         given, asked = (
             {s.name: s for s in streams if s.modality not in left_out and _has(sample, record, s)}

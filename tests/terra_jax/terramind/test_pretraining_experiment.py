@@ -13,6 +13,7 @@ from random_tokenizer import random_tokenizer
 
 import terra_jax
 from data_pipelines.errors import DataError
+from data_pipelines.records import RecordWriter
 from data_pipelines.sources.procedural import ProceduralEarth
 from data_pipelines.tokens import TokenJob, TokenRecord, TokenWriter
 from data_pipelines.transforms.crops import crop_setting
@@ -167,6 +168,18 @@ def test_a_run_goes_on_from_its_last_checkpoint_bit_for_bit(run, tokens, terra_j
     assert losses(cut) == losses(run)
     before, after = (checkpoints.load_params(path, part="model") for path in (run, cut))
     np.testing.assert_array_equal(before["decoder"]["tables"]["tok_LULC"], after["decoder"]["tables"]["tok_LULC"])
+
+
+@pytest.mark.slow
+def test_records_give_the_losses_of_their_source(run, tokens, terra_jax_command, tmp_path):
+    earth = ProceduralEarth(SAMPLES, TILE)
+    with RecordWriter(tmp_path / "records") as writer:
+        for i in range(len(earth)):
+            writer.write(earth[i], split=str(earth.index.split[i]))
+    records = ("data.source=records", f"data.path={tmp_path / 'records'}", "evaluation.every=0")
+    result = terra_jax_command(*TRAIN, "--workdir", tmp_path / "run", *overrides(tokens, *records))
+    assert result.status == 0, result.err
+    assert losses(tmp_path / "run") == losses(run)
 
 
 @pytest.mark.slow
