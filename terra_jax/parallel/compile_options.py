@@ -6,7 +6,7 @@ from pathlib import Path
 SUMMARY = "Compile a config's train step for TPUs that need not be there: does it fit, how fast can it be."
 
 EPILOG = """\
-Takes a minute or more of one CPU; a table, "DOES NOT FIT" included, is no error. Figures are of one device and
+Takes minutes of one CPU; a table, "DOES NOT FIT" included, is no error. Figures are of one device and
 one step. It needs no data, only libtpu: pip install "terra_jax[tpu]".
 examples:
   terra-jax compile --config terrafm/base --topology v5e:16x16
