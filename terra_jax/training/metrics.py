@@ -160,7 +160,8 @@ class Progress:
         self._seconds = keep * self._seconds + (1 - keep) * seconds
         self._waited = keep * self._waited + (1 - keep) * waited
         speed = self._batch_size / max(self._seconds, 1e-9)
-        text = f"loss {loss:.4f}  {speed:.1f} samples/s  data wait {self._waited / max(self._seconds, 1e-9):.0%}"
+        share = min(self._waited / max(self._seconds, 1e-9), 1.0)  # of a batch that was waited for a step earlier
+        text = f"loss {loss:.4f}  {speed:.1f} samples/s  data wait {share:.0%}"
         if self._is_terminal:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(1)
