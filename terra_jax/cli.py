@@ -12,8 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.prepare import options as prepare_options
 from terra_jax.errors import ConfigError, MissingProcessError, TerraJaxError
 from terra_jax.inference import generation_options
-from terra_jax.parallel import compile_options
-from terra_jax.parallel.libtpu import has_tpu, keep_quiet
+from terra_jax.parallel import compile_options, libtpu
 
 DRAWN_TILE = 264
 """Side of the tiles that `tokenize` draws where none is named: that of TerraMesh."""
@@ -36,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands[options.command].error(f"unknown option {unknown[0]!r}")
     if overrides and not hasattr(options, "config"):
         commands[options.command].error(f"{overrides[0]!r}: terra-jax {options.command} takes no config")
-    if not has_tpu():
-        keep_quiet()
+    if libtpu.known_to_be_absent():
+        libtpu.keep_quiet()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)

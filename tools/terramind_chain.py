@@ -4,9 +4,9 @@
     python tools/terramind_chain.py --out runs/chain --tiles tiles
 
 Each command is printed before it runs. A chain that was stopped goes on with the same words. The tokenizers train
-fewer steps than their configs say and are scored once, which keeps the whole short. What is generated of a place in a
-region that nothing was trained on, and of each tile of `--tiles` (folders as the source "geotiff" reads them), is set
-beside the commonest class and the mean.
+fewer steps than their configs say, and every training is scored once, which keeps the whole short. What is generated of
+a place in a region that nothing was trained on, and of each tile of `--tiles` (folders as the source "geotiff" reads
+them), is set beside the commonest class and the mean.
 """
 
 import argparse

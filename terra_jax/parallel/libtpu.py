@@ -19,6 +19,11 @@ def has_tpu() -> bool:
     return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
+def known_to_be_absent() -> bool:
+    """Whether JAX found no TPU in a process that started this one; the note that it leaves makes libtpu complain."""
+    return "TPU_SKIP_MDS_QUERY" in os.environ and not has_tpu()
+
+
 def keep_quiet() -> None:
     """Let libtpu be installed here without its looking for a TPU, locking one, or complaining that there is none."""
     for key, value in _QUIET.items():

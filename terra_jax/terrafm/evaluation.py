@@ -12,6 +12,7 @@ from terra_jax.evaluation.features import extract_features
 from terra_jax.evaluation.frozen import Batch, FrozenKNN
 from terra_jax.evaluation.knn import band_statistics, evaluate_knn, standardised
 from terra_jax.evaluation.table import Scores
+from terra_jax.parallel.distributed import place_everywhere
 from terra_jax.terrafm.model import STEMS
 from terra_jax.terrafm.objective import standardised_views
 from terra_jax.training.objective import Bind, Params
@@ -94,8 +95,8 @@ class LandCoverKNN(FrozenKNN):
     def _scored(self, function: Callable) -> Scores:
         return self._score(*self._features(function))
 
-    def _features(self, function: Callable, **place: Callable) -> list[dict[str, np.ndarray]]:
-        return [extract_features(function, batches(), self._batch_size, **place) for batches in self._sets]
+    def _features(self, function: Callable, place: Callable = place_everywhere) -> list[dict[str, np.ndarray]]:
+        return [extract_features(function, batches(), self._batch_size, place=place) for batches in self._sets]
 
     def _score(self, bank: Mapping[str, np.ndarray], queries: Mapping[str, np.ndarray]) -> Scores:
         cloudy = queries["cloud"] >= CLOUDY
