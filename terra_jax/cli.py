@@ -283,8 +283,8 @@ def _compile(options: argparse.Namespace, overrides: list[str]) -> None:
 
     _check_outputs(options.out, None)
     config = load_config(options.config, [*overrides, *options.mesh])
-    compiled = partial(compile_apart, topology=options.topology, slices=options.slices, objective=registry.objective)
-    report = compile_report(config, compiled, lambda line: print(line, file=sys.stderr, flush=True))
+    target, say = (options.topology, options.slices), partial(print, file=sys.stderr, flush=True)
+    report = compile_report(config, partial(compile_apart, target=target, objective=registry.objective, say=say), say)
     print(compile_table(report))
     if options.out:
         write_json(options.out, report)

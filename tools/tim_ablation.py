@@ -23,7 +23,7 @@ from terra_jax.errors import ConfigError
 from terra_jax.evaluation.reconstruction import class_figures, confusion
 from terra_jax.terramind.backbone import Backbone
 from terra_jax.terramind.model import EncoderDecoder
-from terra_jax.terramind.tim import TRAINABLE, TiM, begun_as
+from terra_jax.terramind.tim import TRAINABLE, TiM
 
 RUNGS = {"plain": (), "thinking of LULC": ("LULC",)}
 """Rung -> what the model thinks of before it answers."""
@@ -84,10 +84,8 @@ def compare(
 
 def backbone(model: EncoderDecoder, name: str, thoughts: Sequence[str]) -> Backbone:
     """A backbone of one input that begins as the pretrained model."""
-    options: dict[str, Any] = {"modalities": (name,), "merge": "mean", "statistics": model.statistics}
-    if thoughts:
-        return TiM.of(model, thoughts=thoughts, **options)
-    return begun_as(model, lambda rngs: Backbone(model.variant, rngs=rngs, **options))
+    options: dict[str, Any] = {"modalities": (name,), "merge": "mean"}
+    return TiM.of(model, thoughts=thoughts, **options) if thoughts else Backbone.of(model, **options)
 
 
 def fine_tuned(

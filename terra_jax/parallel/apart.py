@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -16,13 +17,22 @@ from data_pipelines.errors import DataError
 from terra_jax.errors import TerraJaxError
 
 
-def compile_apart(config: ConfigDict, *, topology: str, slices: int, objective: Callable[[ConfigDict], Any]) -> Any:
+def compile_apart(
+    config: ConfigDict,
+    *,
+    target: tuple[str, int],
+    objective: Callable[[ConfigDict], Any],
+    say: Callable[[str], None],
+    every: float = 60,
+) -> Any:
     """Lower and compile a config's train step in another process.
 
     Args:
         config: of a run.
-        topology, slices: what to compile for (`aot.Target.named`).
+        target: topology and number of slices to compile for (`aot.Target.named`).
         objective: config -> objective; a function that can be imported by its name.
+        say: takes a line now and then, since a large model takes minutes.
+        every: seconds between these lines.
 
     Returns:
         As `aot.compile_step`.
@@ -34,10 +44,13 @@ def compile_apart(config: ConfigDict, *, topology: str, slices: int, objective: 
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
-        arguments = (sender, str(log), config.to_dict(), topology, slices, objective)
+        arguments = (sender, str(log), config.to_dict(), target, objective)
         child = context.Process(target=_compile, args=arguments, daemon=True)
         child.start()
         sender.close()
+        began = time.monotonic()
+        while not receiver.poll(every):
+            say(f"compiling {config.model} for {target[0]}: {time.monotonic() - began:.0f} s so far")
         try:
             result = receiver.recv()
         except EOFError:
@@ -50,14 +63,14 @@ def compile_apart(config: ConfigDict, *, topology: str, slices: int, objective: 
 
 
 def _compile(
-    sender: Connection, log: str, config: dict[str, Any], topology: str, slices: int, objective: Callable
+    sender: Connection, log: str, config: dict[str, Any], target: tuple[str, int], objective: Callable
 ) -> None:
     """Work of the other process; what its libraries say goes to a file."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
     from terra_jax.parallel.aot import Target, compile_step, lower
 
     try:
-        sender.send(compile_step(lower(ConfigDict(config), Target.named(topology, slices), objective)))
+        sender.send(compile_step(lower(ConfigDict(config), Target.named(*target), objective)))
     except (TerraJaxError, DataError) as error:
         sender.send(error)
 

@@ -199,6 +199,9 @@ class _Walk:
         operands = [place.instructions[name].results for name in instruction.operands]
         if opcode == "copy-start":
             return float(sum(array.hbm_bytes for array in instruction.results[:2]))
+        if opcode in ("slice-start", "dynamic-slice-start"):  # pieces of a whole that is fetched ahead
+            whole, part = instruction.results[:2]
+            return whole.hbm_bytes * part.bytes / whole.bytes + part.hbm_bytes
         written = sum(array.hbm_bytes for array in instruction.results)
         if opcode.endswith("-start"):
             return float(sum(array.hbm_bytes for arrays in operands for array in arrays) + written / 2)

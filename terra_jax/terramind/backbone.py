@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isqrt, prod
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,13 @@ from data_pipelines.modalities import ALIASES
 from terra_jax.errors import ConfigError
 from terra_jax.terramind.encoder import Encoder
 from terra_jax.terramind.inputs import standard_pixels
+from terra_jax.terramind.model import EncoderDecoder
 from terra_jax.terramind.model_weights import backbone_map
+from terra_jax.terramind.pretrained import begun_as
 from terra_jax.terramind.streams import (
     PIXELS,
     SEQUENCE_TABLE,
+    STREAMS,
     NewModalities,
     Stream,
     input_stream,
@@ -96,6 +99,22 @@ class Backbone(nnx.Module):
             remat=remat,
             dtype=dtype,
         )
+
+    @classmethod
+    def of(cls, model: EncoderDecoder, *, seed: int = 0, **options: Any) -> Self:
+        """A backbone with the parameters of a pretrained encoder-decoder.
+
+        Args:
+            model: trained to take the modalities.
+            seed: of what it does not have: embeddings of new modalities, registers.
+            options: keyword arguments of the class; `modalities` default to the model's pixels.
+
+        Raises:
+            ConfigError: a modality or band that the model does not take, or a thought that it was not trained to give.
+        """
+        pixels = tuple(name for name in model.inputs if STREAMS[name].kind == "pixels")
+        options = {"modalities": pixels, "statistics": model.statistics, **options}
+        return begun_as(model, lambda rngs: cls(model.variant, rngs=rngs, **options), seed)
 
     @property
     def weight_map(self) -> WeightMap:

@@ -1,7 +1,7 @@
-"""Models that are put together from registered ones: generation, and Thinking in Modalities.
+"""Models that are put together from registered ones: generation, Thinking in Modalities, backbones.
 
-A generator's parts are files of their own, of the encoder-decoder and of each tokenizer. A model that thinks begins as
-a copy of an encoder-decoder and becomes one model of its own.
+A generator's parts are files of their own, of the encoder-decoder and of each tokenizer. A backbone, and one that
+thinks, begin as copies of an encoder-decoder and become models of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,8 @@ from typing import Any
 from flax import nnx
 
 from terra_jax.errors import WeightsError
+from terra_jax.nn.initialisation import with_options
+from terra_jax.terramind.backbone import Backbone
 from terra_jax.terramind.composite_weights import SAMPLER
 from terra_jax.terramind.coordinates import CoordinateTokenizer
 from terra_jax.terramind.generator import COORDINATES, Generator
@@ -24,6 +26,7 @@ MODEL = "model"
 
 GENERATORS = {f"terramind_v1_{size}_generate": size for size in MODELS}
 THINKERS = {f"terramind_v1_{size}_tim": size for size in MODELS}
+BACKBONES = {f"terramind_v1_{size}": size for size in MODELS}
 TOKENIZED = tuple(held.modality for name, held in TOKENIZERS.items() if not name.endswith("_nano"))
 """Modalities that have tokenizers."""
 
@@ -32,15 +35,15 @@ Maker = Callable[..., Callable[[nnx.Rngs], nnx.Module]]
 
 def members(name: str) -> dict[str, str]:
     """Part -> registered model, of a composite's name."""
-    size = GENERATORS.get(name) or THINKERS[name]
+    size = {**GENERATORS, **THINKERS, **BACKBONES}[name]
     model = {MODEL: f"terramind_v1_{size}_encdec"}
-    if name in THINKERS:
+    if name not in GENERATORS:
         return model
     suffix = "_nano" if size == "nano" else ""
     return {**model, **{held: f"terramind_v1_tokenizer_{held.lower()}{suffix}" for held in TOKENIZED}}
 
 
-COMPOSITES = {name: members(name) for name in (*GENERATORS, *THINKERS)}
+COMPOSITES = {name: members(name) for name in (*GENERATORS, *THINKERS, *BACKBONES)}
 """Registered name -> the registered models that it is put together from, by part."""
 
 
@@ -70,11 +73,14 @@ def given_parts(name: str, sources: Sequence[str]) -> dict[str, Path] | None:
             that holds the whole.
 
     Returns:
-        Part -> path, "coords" that of a vocabulary; None where the one source holds the whole.
+        Part -> path, "coords" that of a vocabulary; None where the one source holds the whole, or a backbone is read
+        from anything but a folder of its encoder-decoder.
 
     Raises:
         WeightsError: an unknown part, one given twice, or no encoder-decoder.
     """
+    if name in BACKBONES:
+        return _encoder_decoder(name, sources)
     known = (*COMPOSITES[name], COORDINATES) if name in GENERATORS else tuple(COMPOSITES[name])
     given: dict[str, Path] = {}
     for text in sources:
@@ -95,22 +101,25 @@ def given_parts(name: str, sources: Sequence[str]) -> dict[str, Path] | None:
     return given
 
 
-def compose(name: str, parts: Mapping[str, Path], load: Callable[..., Any], **overrides: Any) -> Generator | TiM:
+def compose(name: str, parts: Mapping[str, Path], load: Callable[..., Any], **overrides: Any) -> Generator | Backbone:
     """Put a composite together.
 
     Args:
         name: of it.
         parts: of `given_parts`.
         load: (registered name, path, **overrides) -> model.
-        overrides: of a generator's encoder-decoder, or keyword arguments of `TiM.of`.
+        overrides: of a generator's encoder-decoder; else sizes, and keyword arguments of the class.
 
     Raises:
         ConfigError, WeightsError, CheckpointError: parts that do not load, or do not go together.
     """
     made = {part: path for part, path in parts.items() if part != COORDINATES}
     registered = COMPOSITES[name]
-    if name in THINKERS:
-        return TiM.of(load(registered[MODEL], made[MODEL]), **overrides)
+    if name not in GENERATORS:
+        size, kind = (THINKERS[name], TiM) if name in THINKERS else (BACKBONES[name], Backbone)
+        _, options = with_options(name, MODELS[size], kind, overrides)
+        sizes = {key: value for key, value in overrides.items() if key not in options}
+        return kind.of(load(registered[MODEL], made[MODEL], **sizes), **options)
     model = load(registered[MODEL], made.pop(MODEL), **overrides)
     tokenizers = {part: load(registered[part], path) for part, path in made.items()}
     return Generator(model, tokenizers, _vocabulary(model, parts.get(COORDINATES)))
@@ -131,6 +140,20 @@ def _folder_parts(path: Path, known: Sequence[str]) -> dict[str, Path]:
     vocabulary = path / f"{COORDINATES}.json"
     held = {part: path / part for part in known if (path / part).is_dir()}
     return {**held, COORDINATES: vocabulary} if COORDINATES in known and vocabulary.is_file() else held
+
+
+def _encoder_decoder(name: str, sources: Sequence[str]) -> dict[str, Path] | None:
+    """The folder of a backbone's encoder-decoder, where the one source is one."""
+    path = Path(sources[0].removeprefix(f"{MODEL}=")) if len(sources) == 1 else None
+    if path is None or not path.is_dir():
+        return None
+    if is_params_folder(path):
+        held = read_card(path).model
+    else:
+        from terra_jax.training.checkpoints import load_meta  # Orbax takes a second to import
+
+        held = load_meta(path).get("model")
+    return {MODEL: path} if held == COMPOSITES[name][MODEL] else None
 
 
 def _is_whole(name: str, path: Path) -> bool:

@@ -4,28 +4,24 @@ The encoder-decoder generates their tokens, which go into the encoder beside the
 its embeddings included, is a copy that fine-tuning may change.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key, Num
 
 from terra_jax.errors import ConfigError
-from terra_jax.nn.initialisation import abstract, draw_params, run_once_options
 from terra_jax.terramind.backbone import Backbone, Modalities
 from terra_jax.terramind.composite_weights import tim_map
 from terra_jax.terramind.generation import Conditions, Decoding, Plan, Script, Tokens, check_plan, generate_tokens
 from terra_jax.terramind.model import EncoderDecoder
-from terra_jax.terramind.streams import PIXELS, STREAMS, Stream, input_stream, nearest, output_stream
+from terra_jax.terramind.pretrained import SAMPLER
+from terra_jax.terramind.streams import PIXELS, STREAMS, Stream, input_stream, output_stream
 from terra_jax.terramind.variants import Variant
-from terra_jax.weights.rules import WeightMap, flatten_params, like_template
-
-SAMPLER = "sampler"
-"""Attribute that holds the encoder-decoder, which nothing trains."""
+from terra_jax.weights.rules import WeightMap
 
 TRAINABLE = nnx.Not(nnx.PathContains(SAMPLER))
 """NNX filter of what fine-tuning changes."""
@@ -94,22 +90,6 @@ class TiM(Backbone):
             statistics=statistics,
             dtype=dtype,
         )
-
-    @classmethod
-    def of(cls, model: EncoderDecoder, *, seed: int = 0, **options: Any) -> "TiM":
-        """Both copies as a pretrained encoder-decoder is.
-
-        Args:
-            model: trained to take the modalities and to give the thoughts.
-            seed: of the embeddings of new modalities and of registers.
-            options: keyword arguments of the class; `modalities` default to the model's pixels.
-
-        Raises:
-            ConfigError: a modality that the model does not take, or a thought that it was not trained to give.
-        """
-        pixels = tuple(name for name in model.inputs if STREAMS[name].kind == "pixels")
-        options = {"modalities": pixels, "statistics": model.statistics, **options}
-        return begun_as(model, lambda rngs: cls(model.variant, rngs=rngs, **options), seed)  # type: ignore[return-value]
 
     @property
     def weight_map(self) -> WeightMap:
@@ -196,47 +176,3 @@ def _scripts(missing: Sequence[Stream], tokenizers: Mapping[str, Any]) -> dict[s
 def _whole(value: Num[Array, "b ..."]) -> Tokens:
     ids = value.reshape(value.shape[0], -1)
     return Tokens(ids, jnp.ones(ids.shape, bool))
-
-
-def begun_as(model: EncoderDecoder, make: Callable[[nnx.Rngs], Backbone], seed: int = 0) -> Backbone:
-    """A backbone, or one that thinks, with the parameters of a pretrained encoder-decoder.
-
-    Args:
-        model: pretrained.
-        make: constructor of the backbone.
-        seed: of what the model does not have: embeddings of new modalities, registers.
-
-    Raises:
-        ConfigError: a modality or band that the model does not take, or a thought that it was not trained to give.
-    """
-    graphdef, template = abstract(make)
-    built: Any = nnx.merge(graphdef, nnx.State(template))
-    held = flatten_params(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    paths = flatten_params(template)
-    leaves = {path: held[source] for path in paths if (source := path.removeprefix(f"{SAMPLER}.")) in held}
-    given = {stream.name: stream for stream in model.encoder.streams}
-    for name in getattr(built, "thoughts", ()):
-        if name not in model.outputs:
-            raise ConfigError(f"the model was not trained to give {name}; it gives {', '.join(model.outputs)}")
-    for stream in (stream for stream in built.encoder.streams if stream.known):
-        if stream.name not in given:
-            raise ConfigError(f"the model takes no {stream.name}; did you mean {nearest(stream.name, list(given))}?")
-        for prefix in ("", f"{SAMPLER}."):
-            path = f"{prefix}encoder.embeddings.{stream.name}.kernel"
-            if path in leaves and stream.bands != given[stream.name].bands:
-                leaves[path] = _kept_bands(leaves[path], given[stream.name], stream)
-    if new := [path for path in paths if path not in leaves]:
-        draw = jax.jit(
-            lambda: {path: leaf for path, leaf in flatten_params(draw_params(make, seed)).items() if path in new},
-            compiler_options=run_once_options(),
-        )
-        leaves |= draw()
-    return nnx.merge(graphdef, nnx.State(like_template(template, leaves)))
-
-
-def _kept_bands(kernel: Num[Array, "n d"], given: Stream, kept: Stream) -> Num[Array, "m d"]:
-    """The rows of a patch projection that belong to some of its bands."""
-    if missing := [band for band in kept.bands if band not in given.bands]:
-        raise ConfigError(f"the model's {given.name} has no {missing[0]}; it has {', '.join(given.bands)}")
-    chosen = np.array([given.bands.index(band) for band in kept.bands])
-    return kernel.reshape(-1, len(given.bands), kernel.shape[-1])[:, chosen].reshape(-1, kernel.shape[-1])

@@ -59,7 +59,8 @@ def compiles(monkeypatch):
     """Stands in for the compiler, which takes long: what was compiled, and from which compile on programs fit."""
     done, first_fitting = [], [0]
 
-    def compile_apart(config, *, topology, slices, objective):
+    def compile_apart(config, *, target, objective, say):
+        topology, _ = target
         done.append((topology, config.batch_size, config.accumulation, config.mesh.fsdp))
         return report(config, topology, fits=len(done) > first_fitting[0])
 

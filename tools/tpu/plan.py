@@ -57,7 +57,8 @@ class Cache:
         key = hashlib.sha256(described.encode()).hexdigest()
         new = key not in self.reports
         if new:
-            report = compile_apart(config, topology=target.topology, slices=target.slices, objective=registry.objective)
+            where = target.topology, target.slices
+            report = compile_apart(config, target=where, objective=registry.objective, say=say)
             self.reports[key] = {"config": name, "uses": [], **report}
         if use not in self.reports[key]["uses"]:
             self.reports[key]["uses"].append(use)

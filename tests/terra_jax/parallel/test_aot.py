@@ -164,8 +164,10 @@ def refuse(config):
 
 def test_a_compiler_that_crashes_is_an_error_of_one_line(libtpu):
     config = load_config("terrafm/nano", SMALL)
-    apart = partial(compile_apart, config, topology="v5e:2x2", slices=1)
+    said: list[str] = []
+    apart = partial(compile_apart, config, target=("v5e:2x2", 1), say=said.append, every=0.5)
     with pytest.raises(TerraJaxError, match=r"libtpu .* status -9: Check failed: bound is admissible$"):
         apart(objective=crash)
     with pytest.raises(ConfigError, match="model is unknown"):
         apart(objective=refuse)
+    assert said and all("compiling terrafm_nano for v5e:2x2: " in line for line in said)

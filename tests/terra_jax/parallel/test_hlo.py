@@ -182,6 +182,25 @@ def test_what_only_tpus_print_is_understood():
     assert cost.host_transfers == 0
 
 
+def test_what_is_fetched_in_pieces_is_read_once():
+    """Weights come onto the chip ahead of their use, a slice at a time; no piece reads the whole."""
+    pieces = "\n".join(
+        f"  %s{i} = ((bf16[4,8,128]{{2,1,0:T(8,128)(2,1)}}), bf16[2,8,128]{{2,1,0:T(8,128)(2,1)S(1)}}, s32[]{{:S(2)}}) "
+        f"slice-start(%w), slice={{[{2 * i}:{2 * i + 2}], [0:8], [0:128]}}\n"
+        f"  %d{i} = bf16[2,8,128]{{2,1,0:T(8,128)(2,1)S(1)}} slice-done(%s{i})"
+        for i in range(2)
+    )
+    text = f"""HloModule m, is_scheduled=true
+
+ENTRY %main (w: bf16[4,8,128]) -> bf16[2,8,128] {{
+  %w = bf16[4,8,128]{{2,1,0:T(8,128)(2,1)}} parameter(0)
+{pieces}
+  ROOT %out = bf16[2,8,128]{{2,1,0:T(8,128)(2,1)S(1)}} add(%d0, %d1)
+}}
+"""
+    assert cost_of(text, 1).bytes == 2 * 4 * 8 * 128
+
+
 def test_memory_is_counted_as_it_lies():
     assert Array("bf16", (8, 64), "1,0:T(8,128)(2,1)").hbm_bytes == 2 * 8 * 128
     assert Array("f32", (9, 3, 130), "0,2,1:T(8,128)").hbm_bytes == 4 * 128 * 3 * 136

@@ -9,8 +9,9 @@ from small_models import INPUTS, OUTPUTS, SIZES, saved_parts, small_model
 
 import terra_jax
 from terra_jax import registry
-from terra_jax.errors import WeightsError
+from terra_jax.errors import ConfigError, WeightsError
 from terra_jax.terramind import composites
+from terra_jax.terramind.backbone import Backbone
 from terra_jax.terramind.streams import INPUTS as ALL_INPUTS
 from terra_jax.terramind.streams import OUTPUTS as ALL_OUTPUTS
 from terra_jax.terramind.tim import TiM
@@ -18,7 +19,7 @@ from terra_jax.weights.rules import flatten_params
 from terra_jax.weights.transfer import export_state, import_params
 
 PUBLIC = ("tiny", "small", "base", "large")
-GENERATE, THINK = "terramind_v1_nano_generate", "terramind_v1_nano_tim"
+GENERATE, THINK, BACKBONE = "terramind_v1_nano_generate", "terramind_v1_nano_tim", "terramind_v1_nano"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,6 +97,24 @@ def test_a_model_that_thinks_comes_from_an_encoder_decoder_or_from_its_own_file(
     again = terra_jax.load(THINK, tmp_path / "tim.pt", modalities=["S2L2A", "DEM"], **SIZES)
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(nnx.state(again)), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_a_backbone_comes_from_a_folder_of_its_encoder_decoder(tmp_path):
+    """Sizes and modalities as recorded there; other modalities and bands where they are asked for."""
+    folder = saved_parts(tmp_path)["model"]
+    made = terra_jax.load(BACKBONE, folder)
+    assert type(made) is Backbone and made.variant.width == SIZES["width"]
+    pixels = [stream.name for stream in made.encoder.streams]
+    assert pixels == ["S2L2A", "S1GRD", "DEM"]
+    given, held = (flatten_params(nnx.to_pure_dict(nnx.state(m, nnx.Param))) for m in (small_model(), made))
+    assert all(np.array_equal(leaf, given[path]) for path, leaf in held.items())
+    some = terra_jax.load(BACKBONE, folder, modalities=["S2L2A"], bands={"S2L2A": ["B04"]}, merge="mean", image=64)
+    image = np.full((1, 64, 64, 1), 900)
+    assert some({"S2L2A": image})[-1].shape == (1, 64, SIZES["width"])
+    with pytest.raises(ConfigError, match="no option 'merg'; did you mean merge"):
+        terra_jax.load(BACKBONE, folder, merg="mean")
+    with pytest.raises(ConfigError, match="the model takes no S1RTC"):
+        terra_jax.load(BACKBONE, folder, modalities=["S1RTC"])
 
 
 @pytest.mark.parametrize(

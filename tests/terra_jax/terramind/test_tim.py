@@ -10,7 +10,8 @@ from small_tokenizers import small_tokenizer
 from terra_jax.errors import ConfigError
 from terra_jax.terramind.coordinates import CoordinateTokenizer
 from terra_jax.terramind.generation import Conditions, Decoding, Plan, generate_tokens
-from terra_jax.terramind.tim import SAMPLER, TRAINABLE, TiM
+from terra_jax.terramind.pretrained import SAMPLER
+from terra_jax.terramind.tim import TRAINABLE, TiM
 from terra_jax.weights.rules import flatten_params
 
 PIXELS = ("S2L2A", "S1GRD", "DEM")
