@@ -88,7 +88,10 @@ def test_scaling_keeps_the_batch_of_a_chip(libtpu, compiles, tmp_path, capsys, m
     assert plan.main([*command, "--png", str(tmp_path / "scaling.png")]) == 0
     assert [(topology, batch) for topology, batch, *_ in done] == [("v5e:2x2", 4), ("v5e:2x4", 8)]
     # 10 million samples in batches of 8, 0.02 s each, on 8 chips.
-    assert f"at least {1e7 / 8 * 0.02 * 8 / 3600:,.0f} chip-hours" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"at least {1e7 / 8 * 0.02 * 8 / 3600:,.0f} chip-hours" in told
+    assert "4 to 8 chips: a step at least +0.0 % longer, limited by compute; exchanges 1.0 to 1.0 ms" in told
+    assert "hides the interconnect from 1 samples a chip" in told  # 0.001 s of 0.02 s, with a batch of 1
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 

@@ -13,6 +13,7 @@ first one stopped. `table` prints what is in the cache. Compiling a base-size mo
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -129,6 +130,27 @@ def chip_hours(report: Report, samples: float = 1e7) -> float:
     return report["roofline"]["max"] * samples / run["batch_size"] * run["devices"] / 3600
 
 
+def hiding_batch(report: Report) -> int:
+    """Samples a chip from which what is exchanged, about the same for any batch, takes no longer than arithmetic."""
+    times, exchanged = report["roofline"], sum(report["roofline"][part] for part in ("interconnect", "network"))
+    return max(1, math.ceil(report["run"]["batch_per_device"] * exchanged / times["compute"]))
+
+
+def growth(reports: Sequence[Report]) -> str:
+    """What more chips change: the limit, the least step time, and the batch that hides the interconnect."""
+    first, last = reports[0], reports[-1]
+    longer = last["roofline"]["max"] / first["roofline"]["max"] - 1
+    exchanged = [sum(report["roofline"][part] for part in ("interconnect", "network")) for report in reports]
+    return "\n".join(
+        [
+            f"{first['run']['devices']} to {last['run']['devices']} chips: a step at least {100 * longer:+.1f} % longer, "
+            f"limited by {last['roofline']['limit']}; exchanges {1e3 * exchanged[0]:.1f} to {1e3 * exchanged[-1]:.1f} ms",
+            f"arithmetic hides the interconnect from {hiding_batch(last)} samples a chip",
+            f"10 million samples: at least {chip_hours(last):,.0f} chip-hours",
+        ]
+    )
+
+
 def draw(reports: Sequence[Report], path: Path) -> None:
     """What one chip does in a step, by the number of chips."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -186,7 +208,7 @@ def _run(options: argparse.Namespace, overrides: list[str], cache: Cache) -> str
         reports = one(name)
         text.append(table(reports))
         if all(report["roofline"] for report in reports):
-            text.append(f"10 million samples: at least {chip_hours(reports[-1]):,.0f} chip-hours")
+            text.append(growth(reports))
             if options.png:
                 draw(reports, options.png)
     return "\n".join(text)
