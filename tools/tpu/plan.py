@@ -139,12 +139,13 @@ def hiding_batch(report: Report) -> int:
 def growth(reports: Sequence[Report]) -> str:
     """What more chips change: the limit, the least step time, and the batch that hides the interconnect."""
     first, last = reports[0], reports[-1]
+    sizes = f"{first['run']['devices']} to {last['run']['devices']} chips"
     longer = last["roofline"]["max"] / first["roofline"]["max"] - 1
-    exchanged = [sum(report["roofline"][part] for part in ("interconnect", "network")) for report in reports]
+    before, after = (1e3 * (r["roofline"]["interconnect"] + r["roofline"]["network"]) for r in (first, last))
     return "\n".join(
         [
-            f"{first['run']['devices']} to {last['run']['devices']} chips: a step at least {100 * longer:+.1f} % longer, "
-            f"limited by {last['roofline']['limit']}; exchanges {1e3 * exchanged[0]:.1f} to {1e3 * exchanged[-1]:.1f} ms",
+            f"{sizes}: a step at least {100 * longer:+.1f} % longer, limited by {last['roofline']['limit']}; "
+            f"exchanges {before:.1f} to {after:.1f} ms",
             f"arithmetic hides the interconnect from {hiding_batch(last)} samples a chip",
             f"10 million samples: at least {chip_hours(last):,.0f} chip-hours",
         ]
