@@ -147,13 +147,16 @@ def _encoder_decoder(name: str, sources: Sequence[str]) -> dict[str, Path] | Non
     path = Path(sources[0].removeprefix(f"{MODEL}=")) if len(sources) == 1 else None
     if path is None or not path.is_dir():
         return None
-    if is_params_folder(path):
-        held = read_card(path).model
-    else:
-        from terra_jax.training.checkpoints import load_meta  # Orbax takes a second to import
+    return {MODEL: path} if _model_of(path) == COMPOSITES[name][MODEL] else None
 
-        held = load_meta(path).get("model")
-    return {MODEL: path} if held == COMPOSITES[name][MODEL] else None
+
+def _model_of(folder: Path) -> str:
+    """The registered model that a params folder or a training folder holds."""
+    if is_params_folder(folder):
+        return read_card(folder).model
+    from terra_jax.training.checkpoints import load_meta  # Orbax takes a second to import
+
+    return load_meta(folder)["model"]
 
 
 def _is_whole(name: str, path: Path) -> bool:
