@@ -224,9 +224,10 @@ def _projection(kernels, groups, places, inputs):
     order = _ordered(groups, len(kernels), rows)
     y = jnp.zeros((len(groups) + rows, kernels[0].shape[1]), kernels[0].dtype)
     for group, (source, kernel) in enumerate(zip(inputs, kernels, strict=True)):
+        source = _by_patches(source, kernel.shape[0])
 
         def body(chosen, live, first, y, source=source, kernel=kernel):
-            block = _taken(source, chosen // each, places[chosen], kernel.shape[0]).astype(kernel.dtype) @ kernel
+            block = _taken(source, chosen // each, places[chosen]).astype(kernel.dtype) @ kernel
             return lax.dynamic_update_slice(y, jnp.where(live[:, None], block, 0), (first, 0))
 
         y = _for_blocks(order, group, (rows,), body, y)
@@ -240,9 +241,10 @@ def _projection_backward(residuals, dy):
     order = _ordered(groups, len(kernels), rows)
     dkernels = []
     for group, (source, kernel) in enumerate(zip(inputs, kernels, strict=True)):
+        source = _by_patches(source, kernel.shape[0])
 
         def body(chosen, live, _, dkernel, source=source, kernel=kernel):
-            block = _taken(source, chosen // each, places[chosen], kernel.shape[0]).astype(kernel.dtype)
+            block = _taken(source, chosen // each, places[chosen]).astype(kernel.dtype)
             outcomes = jnp.where(live[:, None], dy[chosen], 0)
             product = lax.dot_general(block, outcomes, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
             return dkernel + product
@@ -255,15 +257,24 @@ def _projection_backward(residuals, dy):
 _projection.defvjp(lambda *arguments: (_projection(*arguments), arguments), _projection_backward)
 
 
-def _taken(source: Array, examples: Int[Array, " r"], places: Int[Array, " r"], size: int) -> Float[Array, "r p"]:
-    """Rows of an input, or patches of its images."""
+def _by_patches(source: Array, size: int) -> Array:
+    """Images (b, h, w, c) by rows and columns of patches (b, y, p, x, p c); rows as they are.
+
+    Outside the loop over blocks: the shapes are tiled differently on TPU, where each block would copy all images.
+    """
     if source.ndim == 3:
-        return source[examples, places]
+        return source
     batch, height, width, channels = source.shape
     patch = math.isqrt(size // channels)
-    source = source.reshape(batch, height // patch, patch, width // patch, patch * channels)
-    row, column = jnp.divmod(places, width // patch)
-    return source[examples, row, :, column].reshape(-1, size)
+    return source.reshape(batch, height // patch, patch, width // patch, patch * channels)
+
+
+def _taken(source: Array, examples: Int[Array, " r"], places: Int[Array, " r"]) -> Float[Array, "r p"]:
+    """Rows of an input, or patches of its images (`_by_patches`)."""
+    if source.ndim == 3:
+        return source[examples, places]
+    row, column = jnp.divmod(places, source.shape[3])
+    return source[examples, row, :, column].reshape(len(places), -1)
 
 
 def _local_lookup(tables, groups, ids):
