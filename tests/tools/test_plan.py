@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,7 @@ def report(config, topology, fits):
     return {
         "run": {
             "topology": topology,
+            "slices": 1,
             "devices": devices,
             "mesh": {**config.mesh.to_dict(), "data": devices // config.mesh.fsdp},
             "batch_size": config.batch_size,
@@ -114,6 +116,12 @@ def test_the_real_compiler_is_asked_once(libtpu, tmp_path):
     assert told[0] == told[1] and "| terrafm/nano | v5e:2x2 |" in told[0] and "MFU" in told[0]
     (report,) = json.loads(cache.read_text()).values()
     assert report["fits"] and report["uses"] == ["tune"]
+
+
+def test_the_table_of_the_documentation_is_what_is_known(capsys):
+    root = Path(__file__).parents[2]
+    assert plan.main(["table", "--cache", str(root / "tools" / "tpu" / "plans.json")]) == 0
+    assert capsys.readouterr().out in (root / "BUILD.md").read_text()
 
 
 def test_mistakes_are_named(libtpu, tmp_path, capsys):

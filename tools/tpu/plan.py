@@ -113,7 +113,8 @@ def table(reports: Sequence[Report]) -> str:
         mesh = " x ".join(f"{axis} {size}" for axis, size in run["mesh"].items() if size > 1) or "1"
         batch = f"{run['batch_per_device']:g}" + (f" x {run['accumulation']}" if run["accumulation"] > 1 else "")
         memory = f"{report['peak_bytes'] / 2**30:.1f} of {report['hbm_bytes'] / 2**30:.1f}"
-        row = [report["config"], run["topology"], mesh, batch, run["remat"], memory]
+        chips = f"{run['slices']} x {run['topology']}" if run["slices"] > 1 else run["topology"]
+        row = [report["config"], chips, mesh, batch, run["remat"], memory]
         if times is None:
             row += ["", "", "" if report["fits"] else "does not fit"]
         else:
