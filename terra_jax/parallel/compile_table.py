@@ -55,7 +55,8 @@ def _compiled(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _exchange(exchange: Mapping[str, Any]) -> str:
-    return "{count:>6} {kind} of {group}, {size:,.1f} MB".format(**exchange, size=exchange["bytes"] / 1e6)
+    what = "between slices" if exchange["kind"] == "dcn" else "{kind} of {group}".format(**exchange)
+    return f"{exchange['count']:>6} {what}, {exchange['bytes'] / 1e6:,.1f} MB"
 
 
 def _would_fit(found: Mapping[str, Any] | None) -> str:

@@ -80,8 +80,9 @@ def test_a_compiled_step_is_clean_and_complete(report, request):
     assert 0.75 < report["model_flops"] / report["compiled_flops"] < 1.2
     assert report["roofline"]["max"] == report["roofline"][report["roofline"]["limit"]] <= report["roofline"]["sum"]
     assert 0 < report["mfu_upper_bound"] < 1
-    table = compile_table(report)
-    assert ": fits" in table and "all-reduce of 4" in table
+    between = {"kind": "dcn", "group": 0, "count": 3, "bytes": 2e6}
+    table = compile_table({**report, "collectives": [*report["collectives"], between]})
+    assert ": fits" in table and "all-reduce of 4" in table and " 3 between slices, 2.0 MB" in table
 
 
 def test_state_is_shared_out(by_data, by_fsdp):
