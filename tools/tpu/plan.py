@@ -147,7 +147,7 @@ def growth(reports: Sequence[Report]) -> str:
         [
             f"{sizes}: a step at least {100 * longer:+.1f} % longer, limited by {last['roofline']['limit']}; "
             f"exchanges {before:.1f} to {after:.1f} ms",
-            f"arithmetic hides the interconnect from {hiding_batch(last)} samples a chip",
+            f"arithmetic hides the interconnect from {max(map(hiding_batch, reports))} samples a chip",
             f"10 million samples: at least {chip_hours(last):,.0f} chip-hours",
         ]
     )
